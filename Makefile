@@ -1,0 +1,42 @@
+# Two commands a newcomer needs: make demo, make test. Everything is installed into .venv, nothing outside it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-opus test test-slow lint types calibrate bench readme clean
+
+demo: $(VENV)/.run
+	$(BIN)/throughtime demo -o demo.html
+
+demo-opus: $(VENV)/.run
+	$(BIN)/throughtime demo opus -o demo-opus.html
+
+test: $(VENV)/.dev lint types
+	$(BIN)/pytest -n auto -m "not slow and not network"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m "slow and not network"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+calibrate: $(VENV)/.dev
+	$(BIN)/python -m calibration
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist site demo.html demo-opus.html
