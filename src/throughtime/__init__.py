@@ -1,0 +1,36 @@
+"""throughtime: how far back a recurrent network learns, how far back its loss needs it to, and what helps."""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import Any
+
+__version__ = _version("throughtime")
+
+# Names are imported when first used, so that the command line's --help need not import torch.
+_PUBLIC = {
+    "record": "record",
+    "Record": "record",
+    "Flow": "flow",
+    "LayerFlow": "flow",
+    "diagnose": "diagnosis.diagnose",
+    "Report": "diagnosis.report",
+    "Finding": "diagnosis.finding",
+    "demand": "demand",
+    "Demand": "demand",
+    "ThroughtimeError": "errors",
+}
+_MODULES = ("cells", "errors", "init", "lightning", "reducers", "tasks")
+
+__all__ = ["__version__", *sorted((*_PUBLIC, *_MODULES))]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"throughtime.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"throughtime.{name}")
+    raise AttributeError(f"module 'throughtime' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,225 @@
+"""The frozen result: what one backward pass did in each recurrent layer, told apart by lag.
+
+Index i of every array "by lag" is lag i (of the initial state: lag i + 1); NaN stands where a number does not exist or
+was not asked for, and `missing` says why. Definitions: docs/definitions.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from throughtime.demand import Demand
+    from throughtime.diagnosis.report import Report
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A number that is null in the JSON, and why."""
+
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One row of the ledger: a parameter, a gate block of it, or an initial state.
+
+    share: ⟨G(τ), G⟩ / ⟨G, G⟩ by lag, signed, adding up to 1 with the tail.
+    log10_norm: log10 ‖G(τ)‖_F by lag.
+    residual: ‖Σ_τ G(τ) − G‖ / ‖G‖, NaN where autograd gave this weight no gradient to compare with.
+    gates: the blocks of a stacked weight by gate name, empty for a block itself.
+    """
+
+    name: str
+    gate: str | None
+    share: Array
+    log10_norm: Array
+    residual: float
+    gates: Mapping[str, Terms] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """log10 of the root mean square of ‖λ[t, t−τ]‖ over the pairs (t, b) with g ≠ 0 and t > τ, by lag.
+
+    by_state: the same for each part of the carry (h; for an LSTM h, c and d, the total cell adjoint).
+    by_sequence: (lag, sequence), the same for every sequence alone.
+    """
+
+    log10_norm: Array
+    by_state: Mapping[str, Array]
+    by_sequence: Array
+
+
+@dataclass(frozen=True)
+class OriginStep:
+    """log10 RMS over the batch of ‖λ[t, k]‖: rows origins t, columns steps k, both 0-based and at most 512 a side.
+
+    Where the sequence is longer, a cell is the RMS over a block of (t, k); `origins` and `steps` hold the first index
+    of each row and column. NaN where k > t, where t carries no loss, and beyond the tail's first lag.
+    """
+
+    origins: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    log10_norm: Array
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The lags from `first_lag` on, that were swept as one stream: exact in sum, not told apart."""
+
+    first_lag: int
+    share: float
+    log10_norm: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit: its gate timescale −1/⟨ln carry⟩, the measured half-life of its adjoint (both in steps), and its class.
+
+    kind: "long-term", "short-term", "resetting", "dead" or "unclear"; rule: the words of the rule that made it so.
+    """
+
+    unit: int
+    timescale: float
+    half_life: float
+    kind: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A sigmoid gate over all steps, sequences and units, read on its logits (in float32 σ(17) = 1 exactly).
+
+    mean: of the gate's value; below, above: fraction of values under .1 and over .9; saturated: fraction of |logit| > 6.
+    logit_quantiles: at the levels of `QUANTILES`; histogram: counts of gate values in 20 equal bins of [0, 1].
+    """
+
+    mean: float
+    below: float
+    above: float
+    saturated: float
+    logit_quantiles: Array
+    histogram: NDArray[np.int64]
+
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class LayerFlow:
+    """The ledger of one recurrent layer. Arrays by lag have shape (steps,)."""
+
+    name: str
+    cell: str
+    convention: Mapping[str, str]
+    steps: int
+    batch: int
+    hidden_size: int
+    input_size: int
+    dtype: str
+    lag: str
+    loss_steps: tuple[int, ...]
+    residual: float
+    error: float
+    cancellation: float
+    adjoint: Adjoint
+    parameters: Mapping[str, Terms]
+    initial_state: Mapping[str, Terms]
+    demand: Demand | None
+    paths: Mapping[str, Array]
+    hops: Mapping[str, Array] | None
+    signal_to_noise: Array
+    bias: Array
+    cosine: Array
+    horizon: Mapping[float, int | None]
+    units: tuple[Unit, ...]
+    gates: Mapping[str, Gate]
+    tail: Tail | None
+    origin_step: OriginStep | None
+    missing: tuple[Missing, ...]
+    weights: Mapping[str, Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def arriving(self) -> Array:
+        """Fraction of the adjoint of lag 0 that arrives at each lag: 10^(log10_norm[τ] − log10_norm[0])."""
+        with np.errstate(under="ignore", over="ignore"):
+            return 10.0 ** (self.adjoint.log10_norm - self.adjoint.log10_norm[0])
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What `Record.flow()` returns: one `LayerFlow` for each recurrent layer that the backward pass reached."""
+
+    layers: Mapping[str, LayerFlow]
+    throughtime: str
+    torch: str
+
+    @property
+    def steps(self) -> int:
+        """Length of the longest recorded sequence."""
+        return max(layer.steps for layer in self.layers.values())
+
+    @property
+    def batch(self) -> int:
+        """Sequences in the batch."""
+        return max(layer.batch for layer in self.layers.values())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which the first layer ran."""
+        return next(iter(self.layers.values())).dtype
+
+    @property
+    def residual(self) -> float:
+        """The largest residual over layers: how far the terms are from what autograd gave."""
+        values = [layer.residual for layer in self.layers.values()]
+        return float(np.nanmax(values)) if not np.all(np.isnan(values)) else float("nan")
+
+    def diagnose(self, needed_lag: int | None = None, history: Any = None) -> Report:
+        """Judge this flow by the rules. See `throughtime.diagnose`."""
+        from throughtime.diagnosis.diagnose import judge
+
+        return judge(self, needed_lag=needed_lag, history=history)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document (schema throughtime/1) as plain Python."""
+        from throughtime.report.json import flow_to_dict
+
+        return flow_to_dict(self)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The JSON document (schema throughtime/1)."""
+        from throughtime.report.json import dumps
+
+        return dumps(self.to_dict(), indent)
+
+    def to_dataframe(self) -> Any:
+        """One row a (layer, parameter, gate, lag), as a pandas DataFrame (extra: pandas)."""
+        from throughtime.report.tables import flow_to_dataframe
+
+        return flow_to_dataframe(self)
+
+    def to_xarray(self) -> Any:
+        """An xarray DataTree-free Dataset a layer, as a dict by layer name (extra: xarray)."""
+        from throughtime.report.tables import flow_to_xarray
+
+        return flow_to_xarray(self)
+
+    def __repr__(self) -> str:
+        from throughtime.report.text import flow_text
+
+        return flow_text(self)
+
+    def _repr_html_(self) -> str:
+        from throughtime.report.html import notebook_html
+
+        return notebook_html(self.diagnose())
