@@ -8,18 +8,17 @@ __version__ = _version("throughtime")
 
 # Names are imported when first used, so that the command line's --help need not import torch.
 _PUBLIC = {
-    "record": "record",
-    "Record": "record",
+    "record": "recorder",
+    "Record": "recorder",
     "Flow": "flow",
     "LayerFlow": "flow",
     "diagnose": "diagnosis.diagnose",
     "Report": "diagnosis.report",
     "Finding": "diagnosis.finding",
-    "demand": "demand",
     "Demand": "demand",
     "ThroughtimeError": "errors",
 }
-_MODULES = ("cells", "errors", "init", "lightning", "reducers", "tasks")
+_MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks")
 
 __all__ = ["__version__", *sorted((*_PUBLIC, *_MODULES))]
 

@@ -1,0 +1,1 @@
+"""Record one backward pass of the user's own training step."""
