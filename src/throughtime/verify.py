@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from throughtime.errors import InputError
+from throughtime.remedies.remedy import Remedy
+
+Array = NDArray[np.float64]
+Batch = Any
+"""A tensor x, a tuple or list (x, y), or a dict: whatever the user's loss takes."""
+Loss = Callable[[nn.Module, Batch], Tensor]
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, what is running)."""
+
+LEVEL = 0.95
+"""Of the interval that decides the verdict."""
+HELD_OUT = 5
+"""One batch in so many is held out when the metric is the loss."""
 
 
 @dataclass(frozen=True)
 class Verification:
     """Paired result of `remedy` against no remedy, one pair a seed.
 
-    metric: what was measured after training, e.g. "test accuracy" or "loss"; higher_is_better: its sense.
-    before, after: (seeds,) the metric untreated and treated; difference: mean of after − before with its 95 % t-interval
-    (low, high); verdict: "helps", "no help" or "harms".
-    curves: training loss by step, "untreated" and "treated", each (seeds, steps).
+    metric: what was measured after training, e.g. "test accuracy" or "held-out loss"; higher_is_better: its sense.
+    before, after: (seeds,) the metric untreated and treated; difference: mean of after − before; low, high: its 95 %
+    t-interval; verdict: "helps" or "harms" when the interval excludes 0 on that side, else "no help". It speaks of the
+    sign of the difference after `steps` steps, not of its worth.
+    curves: training loss by step, "untreated" and "treated", each (seeds, steps), NaN after a run that ended early.
+    notes: what a reader must know besides: runs that diverged, an interruption, nothing held out.
     """
 
     remedy: str
@@ -23,10 +48,390 @@ class Verification:
     higher_is_better: bool
     steps: int
     seeds: tuple[int, ...]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
+    before: Array
+    after: Array
     difference: float
     low: float
     high: float
     verdict: str
-    curves: dict[str, NDArray[np.float64]]
+    curves: dict[str, Array]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How every run of a verification trains and is measured."""
+
+    batches: Sequence[Batch]
+    loss: Loss
+    metric: Callable[[nn.Module], float]
+    steps: int
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training: its metric (NaN if it diverged), the metric before its first step where needed, its curve."""
+
+    value: float
+    untrained: float
+    curve: Array
+
+
+def verify(
+    model: nn.Module | Callable[[], nn.Module],
+    batches: Batch | Iterable[Batch],
+    loss: Loss,
+    remedy: Remedy | Callable[[nn.Module], Any],
+    layer: str = "rnn",
+    *,
+    seeds: Sequence[int] = range(5),
+    steps: int = 200,
+    metric: Callable[[nn.Module], float] | None = None,
+    metric_name: str | None = None,
+    higher_is_better: bool = False,
+    lr: float = 5e-3,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    clip: float | None = 1.0,
+    progress: Progress | None = None,
+    **evidence: Any,
+) -> Verification:
+    """Train pairs of an untreated and a treated network for a few steps and compare them.
+
+    For each seed both networks of the pair begin with the same fresh parameters, the treated one is then given the
+    remedy, and both see the same batches in the same order under the same random numbers (dropout). What is judged is
+    the mean difference of the metric over the pairs, by its 95 % Student interval.
+
+    Args:
+        model: a factory without arguments, called under each seed; or a model, of which copies are made whose modules
+            draw their parameters anew by their own `reset_parameters`. Parameters that no such method covers keep their
+            value (a note says which): give a factory when the model's own initialisation matters.
+        batches: one batch (a tensor, a dict, a tuple, a list of tensors) or an iterable of batches. At most as many are
+            taken as the steps need; they are drawn once, before training, and repeated in their order.
+        loss: `loss(model, batch)`, a scalar tensor. It must call the model that it is given.
+        remedy: a registered remedy, applied to `layer` with `evidence` (e.g. needed_lag=99); or a function that is
+            given a copy of the model to change in place, or that returns another model.
+        layer: the recurrent layer's name in `model.named_modules()`; "rnn" when the model is the layer itself.
+        seeds: one pair for each, at least two.
+        steps: optimiser steps of each run.
+        metric: `metric(model)`, a number, called after training in evaluation mode without gradients. Default: the mean
+            loss over held-out batches, the last fifth of them (at least one); with a single batch, the training loss.
+        metric_name: what the metric is called; default the function's name.
+        higher_is_better: the sense of `metric`; of no effect on the default.
+        lr: of the default optimiser, torch.optim.Adam.
+        optimizer: from a list of parameters to an optimiser.
+        clip: largest norm of the whole gradient, or None.
+        progress: called after each step.
+
+    Returns:
+        A `Verification`. A run that meets a loss or a metric that is not finite ends there and counts as the worst: as
+        the worst value of any other run, or as its own network before training, whichever is worse. An interruption
+        (Ctrl-C) after two whole pairs returns what these show; before, it goes on to the caller.
+
+    Raises:
+        InputError: fewer than two seeds, no steps, no batches, a loss that is no scalar or does not reach the model's
+            parameters, nothing to reinitialise, a remedy that cannot be applied.
+
+    The model given, its gradients and modes, and torch's random state are left as they were. Numbers that the loss or
+    the batches draw from numpy or `random` are theirs.
+    """
+    seeds = tuple(seeds)
+    if len(seeds) < 2:
+        raise InputError(f"{len(seeds)} seeds", "two at least: an interval needs a spread", "pass seeds=range(5)")
+    if steps < 1:
+        raise InputError(f"steps={steps}", "one step at least", "pass steps=200")
+    notes: list[str] = []
+    with _untouched_randomness(), torch.enable_grad():
+        train, held_out = _split(batches, steps, hold_out=metric is None)
+        if metric is None:
+            higher_is_better = False
+            measured = held_out or train
+            metric_name = metric_name or ("held-out loss" if held_out else "training loss")
+            if not held_out:
+                notes.append("only one batch was given: nothing could be held out, the metric is the training loss")
+        else:
+            measured = []
+        plan = _Plan(
+            train,
+            loss,
+            metric or (lambda network: _mean_loss(network, loss, measured)),
+            steps,
+            optimizer or (lambda parameters: torch.optim.Adam(parameters, lr)),
+            clip,
+        )
+        runs: list[tuple[_Run, _Run]] = []
+        total = 2 * len(seeds) * steps
+        try:
+            for pair, seed in enumerate(seeds):
+                untreated = _fresh(model, seed, notes)
+                treated = _treat(untreated, remedy, layer, evidence)
+                first, second = (
+                    _train(network, plan, seed, _tick(progress, (2 * pair + i) * steps, total, f"seed {seed}, {name}"))
+                    for i, (name, network) in enumerate([("untreated", untreated), ("treated", treated)])
+                )
+                runs.append((first, second))
+        except KeyboardInterrupt:
+            if len(runs) < 2:
+                raise
+            notes.append(f"interrupted: {len(runs)} of {len(seeds)} pairs were finished")
+            seeds = seeds[: len(runs)]
+    before, after = _values(runs, seeds, higher_is_better, notes)
+    return judge(
+        before,
+        after,
+        remedy=remedy.name if isinstance(remedy, Remedy) else getattr(remedy, "__name__", type(remedy).__name__),
+        metric=metric_name or getattr(metric, "__name__", "metric"),
+        higher_is_better=higher_is_better,
+        steps=steps,
+        seeds=seeds,
+        curves={
+            "untreated": np.stack([first.curve for first, _ in runs]),
+            "treated": np.stack([second.curve for _, second in runs]),
+        },
+        notes=tuple(notes),
+    )
+
+
+def judge(
+    before: Array,
+    after: Array,
+    *,
+    remedy: str,
+    metric: str,
+    higher_is_better: bool,
+    steps: int,
+    seeds: tuple[int, ...],
+    curves: dict[str, Array],
+    notes: tuple[str, ...] = (),
+) -> Verification:
+    """The verdict on (seeds,) metrics of pairs: mean difference ± t · s / √n, n − 1 degrees of freedom."""
+    differences = after - before
+    mean = float(differences.mean())
+    margin = t_quantile(0.5 + LEVEL / 2, len(differences) - 1) * float(differences.std(ddof=1)) / math.sqrt(len(seeds))
+    low, high = mean - margin, mean + margin
+    verdict = "no help"
+    if low > 0 or high < 0:
+        verdict = "helps" if (mean > 0) == higher_is_better else "harms"
+    return Verification(
+        remedy, metric, higher_is_better, steps, seeds, before, after, mean, low, high, verdict, curves, notes
+    )
+
+
+def t_quantile(probability: float, dof: int) -> float:
+    """Quantile of Student's t for an integer number of degrees of freedom, .5 ≤ probability < 1.
+
+    By bisection of the distribution's finite trigonometric series (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4):
+    P(|t| ≤ x) = A(θ) with θ = arctan(x / √ν), so that θ is searched in the bounded interval [0, π/2).
+    """
+    if dof < 1 or not 0.5 <= probability < 1:
+        raise ValueError(f"t_quantile is defined for dof ≥ 1 and .5 ≤ probability < 1, not ({probability}, {dof})")
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _within(middle, dof) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(dof) * math.tan(low)
+
+
+def _within(theta: float, dof: int) -> float:
+    """P(|t| ≤ √ν tan θ)."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = dof % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for i in range(odd, dof - 1, 2):
+        total += term
+        term *= cosine**2 * (i + 1) / (i + 2)
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+@contextmanager
+def terminal_progress(label: str = "verify") -> Iterator[Progress]:
+    """A progress bar on stderr for `verify(progress=…)`; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label)
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, description=f"{label}: {what}", refresh=False
+        )
+
+
+@contextmanager
+def _untouched_randomness() -> Iterator[None]:
+    # Named devices: fork_rng warns when it has to choose among several by itself.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+def as_batches(batches: Batch | Iterable[Batch]) -> Iterable[Batch]:
+    """One batch becomes an iterable of one: a tensor, a dict, a tuple, or a list of tensors as a loader yields it."""
+    is_list_of_tensors = isinstance(batches, list) and bool(batches) and all(isinstance(b, Tensor) for b in batches)
+    if isinstance(batches, Tensor | dict | tuple) or is_list_of_tensors:
+        return [batches]
+    if isinstance(batches, Iterable):
+        return batches
+    raise InputError(
+        f"batches of type {type(batches).__name__}",
+        "a batch (tensor, tuple, dict) or an iterable of batches",
+        "pass a DataLoader or a list of (x, y) tuples",
+    )
+
+
+def _split(batches: Batch | Iterable[Batch], steps: int, hold_out: bool) -> tuple[list[Batch], list[Batch]]:
+    """Batches to train on and to measure on. An endless stream is read as far as the steps and the measure ask."""
+    most = steps + (math.ceil(steps / (HELD_OUT - 1)) if hold_out else 0)
+    taken = list(islice(as_batches(batches), most))
+    if not taken:
+        raise InputError("no batches", "one batch at least", "check that the loader is not empty or used up")
+    held = math.ceil(len(taken) / HELD_OUT) if hold_out and len(taken) > 1 else 0
+    return taken[: len(taken) - held], taken[len(taken) - held :]
+
+
+def _fresh(model: nn.Module | Callable[[], nn.Module], seed: int, notes: list[str]) -> nn.Module:
+    """A network of the same kind with new parameters drawn under `seed`."""
+    torch.manual_seed(seed)
+    if not isinstance(model, nn.Module):
+        network = model()
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"a factory that returned a {type(network).__name__}",
+                "an nn.Module",
+                "return the model from the factory",
+            )
+        return network
+    try:
+        network = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as problem:
+        raise InputError(
+            f"a {type(model).__name__} that cannot be copied ({problem})",
+            "a model that copy.deepcopy takes",
+            "pass a function that builds the model instead of the model",
+        ) from problem
+    covered: set[int] = set()
+    for module in network.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+            covered |= {id(parameter) for parameter in module.parameters()}
+    kept = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in covered]
+    if not covered:
+        raise InputError(
+            f"a {type(model).__name__} in which no module has reset_parameters()",
+            "fresh parameters for every seed",
+            "pass a function that builds the model instead of the model",
+        )
+    note = f"the same in every run, since no reset_parameters() covers them: {', '.join(kept)}"
+    if kept and note not in notes:
+        notes.append(note)
+    return network
+
+
+def _treat(
+    untreated: nn.Module, remedy: Remedy | Callable[[nn.Module], Any], layer: str, evidence: dict[str, Any]
+) -> nn.Module:
+    if isinstance(remedy, Remedy):
+        return remedy.apply(untreated, layer, **evidence)
+    treated = copy.deepcopy(untreated)
+    returned = remedy(treated)
+    # `lambda m: chrono_(m.rnn, 100)` returns a part of the copy: the whole copy is meant.
+    if isinstance(returned, nn.Module) and all(returned is not part for part in treated.modules()):
+        return returned
+    return treated
+
+
+def _train(network: nn.Module, plan: _Plan, seed: int, tick: Callable[[int], None]) -> _Run:
+    """One run, under the random numbers of `seed`; a loss or metric that is not finite gives the value NaN."""
+    torch.manual_seed(seed)
+    initial = copy.deepcopy(network.state_dict())
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("a model without trainable parameters", "something to train", "unfreeze its parameters")
+    network.train()
+    optimizer = plan.optimizer(parameters)
+    curve = np.full(plan.steps, np.nan)
+    for step in range(plan.steps):
+        value = plan.loss(network, plan.batches[step % len(plan.batches)])
+        curve[step] = _scalar(value)
+        if not math.isfinite(curve[step]):
+            break
+        _descend(value, parameters, optimizer, plan.clip)
+        tick(step + 1)
+    metric = _measure(network, plan.metric) if np.isfinite(curve).all() else math.nan
+    if math.isfinite(metric):
+        return _Run(metric, math.nan, curve)
+    network.load_state_dict(initial)
+    return _Run(math.nan, _measure(network, plan.metric), curve)
+
+
+def _scalar(loss: Tensor) -> float:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"that is a {type(loss).__name__}"
+        raise InputError(f"a loss {got}", "loss(model, batch) → scalar tensor", "reduce the loss, e.g. by .mean()")
+    return loss.item()
+
+
+def _descend(
+    loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float | None
+) -> None:
+    # autograd.grad and not backward(): a loss that calls some other model must not leave gradients in it.
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
+    if all(gradient is None for gradient in gradients):
+        raise InputError(
+            "a loss that does not depend on the parameters of the model it was given",
+            "loss(model, batch) that calls this model",
+            "use the function's own argument and no model from outside, and do not detach",
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
+def _measure(network: nn.Module, metric: Callable[[nn.Module], float]) -> float:
+    network.eval()
+    with torch.no_grad():
+        return float(metric(network))
+
+
+def _mean_loss(network: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
+    return sum(_scalar(loss(network, batch)) for batch in batches) / len(batches)
+
+
+def _tick(progress: Progress | None, start: int, total: int, what: str) -> Callable[[int], None]:
+    if progress is None:
+        return lambda step: None
+    return lambda step: progress(start + step, total, what)
+
+
+def _values(
+    runs: list[tuple[_Run, _Run]], seeds: tuple[int, ...], higher_is_better: bool, notes: list[str]
+) -> tuple[Array, Array]:
+    """Metrics untreated and treated, with a number in place of every run that diverged."""
+    worse = min if higher_is_better else max
+    finite = [run.value for pair in runs for run in pair if math.isfinite(run.value)]
+    values = np.empty((2, len(runs)))
+    for pair, seed in enumerate(seeds):
+        for side, name in enumerate(("untreated", "treated")):
+            run = runs[pair][side]
+            values[side, pair] = run.value
+            if math.isfinite(run.value):
+                continue
+            candidates = [v for v in (*finite, run.untrained) if math.isfinite(v)]
+            if not candidates:
+                raise InputError(
+                    f"a metric that is not finite, before training as well as after ({name}, seed {seed})",
+                    "a finite metric of the untrained network at least",
+                    "check data, loss and metric for NaN and inf",
+                )
+            values[side, pair] = worse(candidates)
+            at = np.flatnonzero(np.isnan(run.curve) | np.isinf(run.curve))
+            where = f"the loss was not finite at step {at[0] + 1}" if len(at) else "the metric was not finite"
+            notes.append(f"seed {seed}, {name}: {where}; counted as the worst value, {values[side, pair]:.4g}")
+    return values[0], values[1]
