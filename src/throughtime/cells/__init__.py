@@ -1,0 +1,19 @@
+"""The cells. Adding one: a file here with a final subclass of `Cell`, and its instances in `REGISTRY`."""
+
+from throughtime.cells.cell import Cell, Product, Pulled, Weights, pull_by_autograd
+from throughtime.cells.gru import GRU
+from throughtime.cells.gru_reset_before import GRUResetBefore
+from throughtime.cells.lstm import LSTM
+from throughtime.cells.rnn import RNN
+
+REGISTRY: dict[str, Cell] = {
+    "gru": GRU(),
+    "gru-z-takes": GRU(keeps=False),
+    "gru-reset-before": GRUResetBefore(),
+    "gru-reset-before-z-takes": GRUResetBefore(keeps=False),
+    "lstm": LSTM(),
+    "rnn-tanh": RNN("tanh"),
+    "rnn-relu": RNN("relu"),
+}
+
+__all__ = ["GRU", "LSTM", "REGISTRY", "RNN", "Cell", "GRUResetBefore", "Product", "Pulled", "Weights", "pull_by_autograd"]

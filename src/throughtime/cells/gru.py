@@ -1,0 +1,78 @@
+"""GRU with the reset gate after the product: PyTorch, cuDNN, Keras' default, ONNX linear_before_reset=1.
+
+r = σ(W_ir x + b_ir + W_hr h₋ + b_hr)          z = σ(W_iz x + b_iz + W_hz h₋ + b_hz)
+m = W_hn h₋ + b_hn      n = tanh(W_in x + b_in + r∘m)
+h = z∘h₋ + (1 − z)∘n   (z keeps; with `keeps=False` z and 1 − z change places, as in Chung et al. 2014)
+
+Cho et al. 2014 (arXiv:1406.1078v3); the variant with r after the product is cuDNN's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, back_through, split, unchanged
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    """GRU, reset after the product. keeps: whether z multiplies the old state (torch) or the candidate."""
+
+    keeps: bool = True
+
+    name: ClassVar[str] = "gru"
+    gates: ClassVar = ("r", "z", "n")
+    ports: ClassVar = ("carry", "update", "candidate", "reset")
+    pre: ClassVar = ("r", "z", "m", "n")
+    sigmoids: ClassVar = ("r", "z")
+    reset: ClassVar = "r"
+    products: ClassVar = (
+        Product("weight_ih", "x", ("r", "z", "n"), ("r", "z", "n")),
+        Product("weight_hh", "h", ("r", "z", "n"), ("r", "z", "m")),
+        Product("bias_ih", "1", ("r", "z", "n"), ("r", "z", "n")),
+        Product("bias_hh", "1", ("r", "z", "n"), ("r", "z", "m")),
+    )
+
+    @property
+    def keep(self) -> tuple[str, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("z", 1 if self.keeps else -1)
+
+    @property
+    def convention(self) -> Mapping[str, str]:
+        return {"reset": "after", "z": "keeps" if self.keeps else "takes"}
+
+    def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
+        in_r, in_z, in_n = split(w.into(x), 3)
+        linear = torch.nn.functional.linear
+        r = torch.sigmoid(node("r", in_r + linear(ports["reset"], *w.rows(0, 3))))
+        z = torch.sigmoid(node("z", in_z + linear(ports["update"], *w.rows(1, 3))))
+        m = node("m", linear(ports["candidate"], *w.rows(2, 3)))
+        n = torch.tanh(node("n", in_n + r * m))
+        keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
+        return keep * ports["carry"] + take * n
+
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
+        in_r, in_z, in_n = split(w.into(x), 3)
+        h_r, h_z, m = split(torch.nn.functional.linear(before, w.weight_hh, w.bias_hh), 3)
+        r, z = torch.sigmoid(in_r + h_r), torch.sigmoid(in_z + h_z)
+        n = torch.tanh(in_n + r * m)
+        keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
+        by_n = take * (1 - n * n)
+        by_z = (before - n) if self.keeps else (n - before)
+        local = torch.stack((by_n * m * (r * (1 - r)), by_z * (z * (1 - z)), by_n * r, by_n), dim=-2)
+        return {"keep": keep, "local": local}
+
+    def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
+        pre = adjoint.unsqueeze(-2) * factors["local"]
+        kept = adjoint * factors["keep"]
+        recurrent = pre[..., :3, :]  # r, z, m: the rows of weight_hh in order
+        if not paths:
+            return Pulled(pre, kept + recurrent.flatten(-2) @ w.weight_hh, {})
+        reset, update, candidate = back_through(recurrent, w.weight_hh.unflatten(0, (3, -1)))
+        parts = {"carry": kept, "update": update, "candidate": candidate, "reset": reset}
+        return Pulled(pre, kept + update + candidate + reset, parts)

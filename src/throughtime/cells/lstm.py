@@ -1,0 +1,94 @@
+"""LSTM without peepholes: PyTorch, cuDNN, Keras, ONNX.
+
+i = σ(W_ii x + b_ii + W_hi h₋ + b_hi), f and o likewise, g = tanh(W_ig x + b_ig + W_hg h₋ + b_hg)
+c = f∘c₋ + i∘g          h = o∘tanh(c)
+
+Hochreiter & Schmidhuber 1997; the forget gate by Gers, Schmidhuber & Cummins 2000.
+
+The carry is (h, c), stacked. h and c have different units, so paths, units and hops are told on the **total cell adjoint**
+d = λᶜ + λʰ∘o∘tanh′(c): d₋ = f∘d (carry) + o₋∘tanh′(c₋)∘Σ_g W_gᵀ p_g, g = input, forget, candidate, output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, back_through, split, unchanged
+
+
+@dataclass(frozen=True)
+class LSTM(Cell):
+    """LSTM, gates i, f, g, o."""
+
+    name: ClassVar[str] = "lstm"
+    gates: ClassVar = ("i", "f", "g", "o")
+    states: ClassVar = ("h", "c")
+    ports: ClassVar = ("carry", "input", "forget", "candidate", "output")
+    port_state: ClassVar = {"carry": "c"}
+    pre: ClassVar = ("i", "f", "g", "o")
+    sigmoids: ClassVar = ("i", "f", "o")
+    keep: ClassVar = ("f", 1)
+    products: ClassVar = (
+        Product("weight_ih", "x", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
+        Product("weight_hh", "h", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
+        Product("bias_ih", "1", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
+        Product("bias_hh", "1", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
+    )
+
+    def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
+        ins = split(w.into(x), 4)
+        readers = (("i", "input"), ("f", "forget"), ("g", "candidate"), ("o", "output"))
+        linear = torch.nn.functional.linear
+        i, f, g, o = (
+            node(name, ins[place] + linear(self.output(ports[port]), *w.rows(place, 4)))
+            for place, (name, port) in enumerate(readers)
+        )
+        _, c_before = split(ports["carry"], 2)
+        c = torch.sigmoid(f) * c_before + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat((torch.sigmoid(o) * torch.tanh(c), c), dim=-1)
+
+    def _gates(self, w: Weights, x: Tensor, h_before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        i, f, g, o = split(w.into(x) + torch.nn.functional.linear(h_before, w.weight_hh, w.bias_hh), 4)
+        return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+
+    def carries(self, w: Weights, x: Tensor, output: Tensor, initial: Tensor) -> Tensor:
+        """A fused LSTM returns no c but the last: it is rebuilt by an elementwise scan over the recomputed gates."""
+        h_0, c = split(initial, 2)
+        h = torch.cat([h_0[None], output])
+        i, f, g, _ = self._gates(w, x, h[:-1])
+        cells = torch.empty_like(h)
+        cells[0] = c
+        new = i * g
+        for k in range(output.shape[0]):
+            torch.addcmul(new[k], f[k], cells[k], out=cells[k + 1])
+        return torch.cat((h, cells), dim=-1)
+
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
+        (h_before, c_before), (_, c) = split(before, 2), split(after, 2)
+        i, f, g, o = self._gates(w, x, h_before)
+        tanh_c = torch.tanh(c)
+        local = torch.stack((g * (i * (1 - i)), c_before * (f * (1 - f)), i * (1 - g * g), tanh_c * (o * (1 - o))), dim=-2)
+        return {"keep": f, "local": local, "slope": o * (1 - tanh_c * tanh_c)}
+
+    def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
+        at_h, at_c = split(adjoint, 2)
+        d = torch.addcmul(at_c, at_h, factors["slope"])
+        pre = torch.stack((d, d, d, at_h), dim=-2) * factors["local"]
+        kept = d * factors["keep"]
+        if not paths:
+            return Pulled(pre, torch.cat((pre.flatten(-2) @ w.weight_hh, kept), dim=-1), {})
+        by_gate = back_through(pre, w.weight_hh.unflatten(0, (4, -1)))
+        parts = {"carry": kept, **dict(zip(("input", "forget", "candidate", "output"), by_gate, strict=True))}
+        return Pulled(pre, torch.cat((by_gate.sum(0), kept), dim=-1), parts)
+
+    def total(self, adjoint: Tensor, factors: Tensors) -> Tensor:
+        at_h, at_c = split(adjoint, 2)
+        return torch.addcmul(at_c, at_h, factors["slope"])
+
+    def path_total(self, port: str, path: Tensor, factors: Tensors) -> Tensor:
+        return path if port == "carry" else path * factors["slope"]

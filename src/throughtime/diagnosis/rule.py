@@ -1,0 +1,113 @@
+"""What a rule is: a permanent code, a name that says the fault, thresholds with their source, one docstring for everything."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from throughtime.diagnosis.finding import Finding, Severity
+from throughtime.diagnosis.report import Needed
+from throughtime.errors import InputError
+from throughtime.flow import LayerFlow
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known of the training so far: loss by step and, where kept, the norm of the whole gradient by step."""
+
+    loss: NDArray[np.float64]
+    gradient_norm: NDArray[np.float64] | None = None
+
+    @staticmethod
+    def of(given: Any) -> History | None:
+        """From None, a History, a sequence of losses, or a mapping with "loss" and perhaps "gradient_norm"."""
+        if given is None or isinstance(given, History):
+            return given
+        if isinstance(given, dict):
+            norms = given.get("gradient_norm")
+            if "loss" in given:
+                return History(_numbers(given["loss"]), None if norms is None else _numbers(norms))
+        elif isinstance(given, Sequence | np.ndarray):
+            return History(_numbers(given))
+        raise InputError(
+            f"history of type {type(given).__name__}",
+            'a sequence of losses, or a mapping with "loss" and perhaps "gradient_norm"',
+            "pass the numbers by training step",
+        )
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64).reshape(-1)
+
+
+class Rule(ABC):
+    """One rule, in one file. The docstring has the sections What, Why, Example, Remedy, References; `explain` prints it.
+
+    preview: not calibrated: told as a note, without effect on exit codes. `fires` and `silent` are examples, made small and
+    measured, that tests run.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+    preview: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
+        """The finding in this layer, or None."""
+
+    @abstractmethod
+    def fires(self) -> tuple[LayerFlow, Needed, History | None]:
+        """An example on which the rule fires."""
+
+    @abstractmethod
+    def silent(self) -> tuple[LayerFlow, Needed, History | None]:
+        """An example, near to the other, on which it is silent."""
+
+    def finding(
+        self, layer: LayerFlow, value: float, threshold: float, message: str, remedy: str, severity: Severity | None = None
+    ) -> Finding:
+        """A finding of this rule."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=severity or self.severity,
+            preview=self.preview,
+            layer=layer.name,
+            value=float(value),
+            threshold=float(threshold),
+            message=message,
+            remedy=remedy,
+            references=self.references,
+        )
+
+    def text(self) -> str:
+        """The docstring, for `throughtime explain CODE`, the docs and the report."""
+        return inspect.cleandoc(self.__doc__ or "")
+
+
+@cache
+def registry() -> dict[str, Rule]:
+    """All rules by code, in order of code: whatever stands in diagnosis/rules/."""
+    found = sorted(_rules(), key=lambda rule: rule.code)
+    return {rule.code: rule for rule in found}
+
+
+def _rules() -> Iterator[Rule]:
+    package = importlib.import_module("throughtime.diagnosis.rules")
+    for module in pkgutil.iter_modules(package.__path__):
+        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+        for value in vars(loaded).values():
+            if inspect.isclass(value) and issubclass(value, Rule) and value.__module__ == loaded.__name__:
+                if not inspect.isabstract(value):
+                    yield value()

@@ -1,0 +1,207 @@
+"""From traces to a flow: the sweep with its reducers, then everything that is read from the trace alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from throughtime import units as unit_analysis
+from throughtime.errors import InputError, ResidualError
+from throughtime.flow import Flow, LayerFlow, Missing, Tail
+from throughtime.linearize import Linearization
+from throughtime.reducers.adjoints import Adjoints
+from throughtime.reducers.hops import Hops
+from throughtime.reducers.initial_state import InitialState
+from throughtime.reducers.ledger import Ledger, entries
+from throughtime.reducers.origin_step import OriginSteps
+from throughtime.reducers.paths import Paths
+from throughtime.reducers.signal_to_noise import SignalToNoise
+from throughtime.sweep import stream, sweep
+from throughtime.trace import Trace
+
+CONTRACT = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the error; lower precisions: 2e-2
+LOW_PRECISION = 2e-2
+LEVELS = (0.1, 0.01, 0.001)
+
+
+def explain(
+    traces: list[Trace],
+    *,
+    tolerance: float = 1e-12,
+    max_lag: int | None = None,
+    bias: str = "all",
+    hops: bool = True,
+    signal_to_noise: bool = True,
+    demand: bool = True,
+    demand_method: str = "covariance",
+    origin_step: bool = True,
+    derivative: str = "closed",
+    strict: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Flow:
+    """The flow of these traces.
+
+    tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
+    which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
+    "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
+    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). progress(done, of, layer).
+    """
+    several = len(traces) > 1
+    layers = {}
+    for trace in traces:
+
+        def tell(done: int, of: int, name: str = trace.name) -> None:
+            if progress:
+                progress(done, of, name)
+
+        with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
+            layer = _layer(
+                trace,
+                tolerance,
+                max_lag,
+                bias,
+                {"hops": hops, "signal_to_noise": signal_to_noise, "origin_step": origin_step},
+                demand_method if demand else None,
+                derivative,
+                "within-layer" if several else "total",
+                tell,
+            )
+        limit = CONTRACT.get(trace.dtype, LOW_PRECISION)
+        if strict and layer.error > limit:
+            raise ResidualError(
+                f"terms of layer '{trace.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
+                f"at most {limit:g} for {str(trace.dtype).removeprefix('torch.')}",
+                "look for something that changed weights or states between forward and backward; "
+                "flow(strict=False) shows the numbers all the same",
+            )
+        layers[trace.name] = layer
+    return Flow(layers=layers, throughtime=version("throughtime"), torch=torch.__version__)
+
+
+def _layer(
+    trace: Trace,
+    tolerance: float,
+    max_lag: int | None,
+    bias: str,
+    asked: dict[str, bool],
+    demand_method: str | None,
+    derivative: str,
+    lag: str,
+    progress: Callable[[int, int], None],
+) -> LayerFlow:
+    origins = trace.origins()
+    if not origins:
+        raise InputError(
+            f"a gradient of exactly zero at the output of layer '{trace.name}'",
+            "a loss that changes with the layer's output",
+            "check for a saturated or masked loss, or a detach between layer and loss",
+        )
+    lin = Linearization(trace, derivative)
+    reference, own = _reference(lin)
+    missing: list[Missing] = []
+    if own:
+        missing.append(Missing("residual", own) if not trace.weight_gradients else Missing("share", own))
+
+    ledger, adjoints, paths = Ledger(lin, reference, bias, LEVELS), Adjoints(lin), Paths(lin)
+    initial = InitialState(lin)
+    noise = SignalToNoise(lin) if asked["signal_to_noise"] else None
+    hops = Hops(lin) if asked["hops"] and trace.cell.keep else None
+    places = OriginSteps(lin) if asked["origin_step"] else None
+    used = [each for each in (ledger, adjoints, paths, initial, noise, hops, places) if each is not None]
+    first = sweep(lin, used, tolerance, max_lag, progress)
+
+    parameters, residual, error = ledger.terms(trace.weight_gradients, first)
+    states, state_residual = initial.finish(trace.initial_gradient, first)
+    residual = float(np.nanmax([residual, state_residual])) if not np.isnan([residual, state_residual]).all() else residual
+    steps = trace.steps
+    nothing = np.full(steps, np.nan)
+    tail = None
+    if first is not None:
+        size = ledger.tail_norm
+        tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf)
+        missing.append(Missing(f"every list from lag {first} on", "beyond the tolerance: swept as one stream, exact in sum"))
+    signal = nothing
+    if noise is None:
+        missing.append(Missing("signal_to_noise", "not asked for"))
+    else:
+        signal = noise.finish(ledger.norms)
+        if trace.batch == 1:
+            missing.append(Missing("signal_to_noise", "one sequence has no variance over sequences"))
+    if hops is None:
+        missing.append(Missing("hops", "the cell has no carry port" if trace.cell.keep is None else "not asked for"))
+    if bias != "all":
+        missing.append(Missing("bias", "told only where it crosses a level of the horizon"))
+        missing.append(Missing("cosine", "told where the bias is"))
+    if trace.cell.keep is None:
+        missing.append(Missing("units.timescale", "the cell has no gate on its carry"))
+    horizon = ledger.horizon()
+    missing += [
+        Missing(f"horizon.{level:g}", f"the bias stays above {level:g} as far as lags are told apart")
+        for level, value in horizon.items()
+        if value is None
+    ]
+    demand = None
+    if demand_method is None:
+        missing.append(Missing("demand", "not asked for"))
+    else:
+        from throughtime.demand import measure
+
+        demand = measure(trace.gradient, trace.x, method=demand_method)
+        if demand.missing:
+            missing.append(Missing("demand", demand.missing))
+    told = adjoints.finish()
+    return LayerFlow(
+        name=trace.name,
+        cell=trace.cell.name,
+        convention=trace.cell.convention,
+        steps=steps,
+        batch=trace.batch,
+        hidden_size=trace.hidden_size,
+        input_size=trace.x.shape[-1],
+        dtype=str(trace.dtype).removeprefix("torch."),
+        lag=lag,
+        loss_steps=tuple(origins),
+        residual=residual,
+        error=error,
+        cancellation=ledger.cancellation(),
+        adjoint=told,
+        parameters=parameters,
+        initial_state=states,
+        demand=demand,
+        paths=paths.finish(),
+        hops=hops.finish() if hops else None,
+        signal_to_noise=signal,
+        bias=ledger.bias(),
+        cosine=ledger.cosine(),
+        horizon=horizon,
+        units=unit_analysis.units(trace, adjoints.units()),
+        gates=unit_analysis.gates(trace),
+        tail=tail,
+        origin_step=places.finish() if places else None,
+        missing=tuple(missing),
+        weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
+    )
+
+
+def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
+    """G by parameter, and, where it is not autograd's, why: the terms' own sum stands in, made by one plain sweep."""
+    trace = lin.trace
+    lacking = sorted(set(trace.weights.tensors()) - set(trace.weight_gradients))
+    low = trace.dtype not in CONTRACT
+    if not lacking and not low:
+        return dict(trace.weight_gradients), ""
+    zero = {name: torch.zeros_like(value) for name, value in trace.weights.tensors().items()}
+    own = Ledger(lin, zero)
+    origins = trace.origins()
+    rows = trace.rows(origins)
+    stream(lin, rows, torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device), torch.tensor(origins), [own])
+    totals = own.total()
+    if low:
+        return totals, f"shares and bias are of the terms' own sum: autograd's is in {str(trace.dtype).removeprefix('torch.')}"
+    return totals | dict(trace.weight_gradients), f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
+
+
+__all__ = ["explain", "entries"]

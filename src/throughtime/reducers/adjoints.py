@@ -1,0 +1,94 @@
+"""The size of the adjoints by lag: over all pairs (t, b), by state, by sequence and by unit."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+
+from throughtime.cells.cell import split
+from throughtime.flow import Adjoint
+from throughtime.linearize import Linearization
+from throughtime.reducers.reducer import Reducer, row_squares
+from throughtime.scaled import Scaled
+from throughtime.sweep import Block
+
+
+def loss_pairs(linearization: Linearization) -> torch.Tensor:
+    """(T, B) bool: the pairs (t, b) at which a gradient enters."""
+    trace = linearization.trace
+    pairs = trace.gradient.ne(0).any(-1)
+    if trace.cell_gradient is not None:
+        pairs[-1] |= trace.cell_gradient.ne(0).any(-1)
+    return pairs.cpu()
+
+
+class Adjoints(Reducer):
+    """Root mean squares of λ[t, t − τ]; the mean is over the pairs with g ≠ 0 and t > τ (t counted from 1)."""
+
+    def __init__(self, linearization: Linearization) -> None:
+        super().__init__(linearization)
+        trace = linearization.trace
+        self.states = list(trace.cell.states) if len(trace.cell.states) > 1 else []
+        self.sequences = Scaled.zeros(trace.batch, trace.steps)
+        pairs = loss_pairs(linearization)
+        self.sequence_pairs = pairs.flip(0).cumsum(0).flip(0)
+        self.sums = {
+            "squares": Scaled.zeros(trace.steps),
+            "states": Scaled.zeros(len(self.states) + 1, trace.steps),
+            "units": Scaled.zeros(trace.hidden_size, trace.steps),
+            "pairs": self.sequence_pairs.sum(1),
+        }
+
+    def update(self, block: Block) -> None:
+        assert block.lags is not None
+        exponent = 2 * block.common
+        by_sequence = row_squares(block).sum(1).T
+        self.sequences.add_at(block.lags, by_sequence, exponent)
+        self._add("squares", block, by_sequence.sum(0))
+        units = block.total.square().sum((1, 2)).T
+        self._add("units", block, units)
+        if self.states:
+            parts = [part.square().sum((1, 2, 3)) for part in split(block.aligned, len(self.states))]
+            self._add("states", block, torch.stack([*parts, units.sum(0)]))
+
+    def _add(self, name: str, block: Block, value: torch.Tensor) -> None:
+        sums = self.scaled(name)
+        assert block.lags is not None
+        sums.add_at(block.lags, value, 2 * block.common)
+
+    def merge(self, other: Self) -> Self:
+        merged = super().merge(other)
+        merged.sequences = self.sequences.beside(other.sequences)
+        merged.sequence_pairs = torch.cat((self.sequence_pairs, other.sequence_pairs), dim=1)
+        return merged
+
+    def finish(self) -> Adjoint:
+        """See `throughtime.flow.Adjoint`."""
+        count = self._count()
+        names = [*self.states, "d"] if self.states else []
+        states = self._log10("states")
+        by_sequence = 0.5 * (self.sequences.log10().T - _log10(self.sequence_pairs.double().numpy()))
+        return Adjoint(
+            log10_norm=0.5 * (self._log10("squares") - count),
+            by_state={name: 0.5 * (states[place] - count) for place, name in enumerate(names)},
+            by_sequence=by_sequence,
+        )
+
+    def units(self) -> np.ndarray:
+        """(H, T): log10 of the root mean square of |λ_j| by lag, told on the total adjoint."""
+        return 0.5 * (self._log10("units") - self._count())
+
+    def _log10(self, name: str) -> np.ndarray:
+        sums = self.scaled(name)
+        return sums.log10()
+
+    def _count(self) -> np.ndarray:
+        pairs = self.tensor("pairs")
+        return _log10(pairs.double().numpy())
+
+
+def _log10(value: np.ndarray) -> np.ndarray:
+    """log10 with NaN for 0: a lag that no pair reaches has no mean."""
+    return np.log10(np.where(value > 0, value, np.nan))

@@ -1,0 +1,68 @@
+"""What reaches the initial state, by lag: the origin t (from 1) stands there at lag t."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import split
+from throughtime.flow import Terms
+from throughtime.linearize import Linearization
+from throughtime.reducers.reducer import Reducer
+from throughtime.scaled import power_of_two
+
+
+class InitialState(Reducer):
+    """Share and norm of λ[t, 0] by lag for every carry; index i of its arrays is lag i + 1."""
+
+    def __init__(self, linearization: Linearization) -> None:
+        super().__init__(linearization)
+        self.told: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rest: tuple[Tensor, Tensor] | None = None
+
+    def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+        if lag is None:
+            self.rest = (adjoint, exponent)
+        else:
+            self.told[lag] = (adjoint, exponent)
+
+    def merge(self, other: InitialState) -> InitialState:
+        def beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))
+
+        merged = copy.copy(self)
+        merged.told = {lag: beside(rows, other.told[lag]) for lag, rows in self.told.items()}
+        merged.rest = beside(self.rest, other.rest) if self.rest and other.rest else None
+        return merged
+
+    def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
+        """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
+        trace = self.linearization.trace
+        parts = [*self.told.values(), *([self.rest] if self.rest else [])]
+        values = {lag: adjoint.double() * power_of_two(power).unsqueeze(-1) for lag, (adjoint, power) in self.told.items()}
+        whole = torch.stack([a.double() * power_of_two(e).unsqueeze(-1) for a, e in parts]).sum(0)
+        terms, residuals = {}, []
+        count = len(trace.cell.states)
+        for place, state in enumerate(trace.cell.states):
+            name = f"{trace.name}.{state}_0"
+            total = split(whole, count)[place]
+            share, norm = np.full(trace.steps, np.nan), np.full(trace.steps, np.nan)
+            for lag, value in values.items():
+                adjoint, power = self.told[lag]
+                part = split(adjoint, count)[place].double()
+                inner = float((split(value, count)[place] * total).sum())
+                share[lag - 1] = inner / float(total.square().sum()) if inner else 0.0
+                top = int(power.max())
+                size = float((part * power_of_two(power - top).unsqueeze(-1)).norm())
+                norm[lag - 1] = np.log10(size) + top * np.log10(2) if size else -np.inf
+            residual = float("nan")
+            if given is not None:
+                truth = split(given, count)[place].double()
+                off, size = float((total - truth).norm()), float(truth.norm())
+                residual = 0.0 if off == 0 else off / size if size else float("inf")
+                residuals.append(residual)
+            terms[name] = Terms(name, None, share, norm, residual)
+        return terms, max(residuals, default=float("nan"))

@@ -1,0 +1,55 @@
+"""By which port of the cell the adjoint goes back: the shares of the paths, and of the steps that leave the carry port."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from throughtime.linearize import Linearization
+from throughtime.reducers.reducer import Reducer
+from throughtime.scaled import Scaled
+from throughtime.sweep import Block
+
+
+class Paths(Reducer):
+    """Share of path p at lag τ ≥ 1: Σ⟨λ_p, λ⟩ / Σ⟨λ, λ⟩ over origins and sequences, λ = Σ_p λ_p. Lag 0 has none."""
+
+    def __init__(self, linearization: Linearization) -> None:
+        super().__init__(linearization)
+        steps = linearization.trace.steps
+        self.ports = linearization.cell.ports
+        self.sums = {"paths": Scaled.zeros(len(self.ports), steps), "whole": Scaled.zeros(steps)}
+
+    def update(self, block: Block) -> None:
+        assert block.lags is not None
+        cell, window = self.linearization.cell, block.window
+        landing = block.steps - 1
+        inside = landing >= 0
+        if not inside.any():
+            return
+        # A path ends one step earlier than the window's steps; only cells with several states ask for factors there.
+        factors = {}
+        if len(cell.states) > 1:
+            before = self.linearization.window(max(0, window.first - 1), window.last)
+            at = (landing - before.first).clamp_min(0)
+            factors = {"slope": before.factors["slope"][at]}
+        kept = inside[..., None, None]
+        paths = {
+            port: cell.path_total(port, path, factors) * kept for port, path in block.pull(paths=True).paths.items()
+        }
+        whole = torch.stack(list(paths.values())).sum(0)
+        inner = torch.stack([(path * whole).sum((1, 2, 3)) for path in paths.values()])
+        lands = inside.any(1)
+        lags, exponent = block.lags[lands] + 1, 2 * block.common[lands]
+        self._add("paths", lags, inner[:, lands], exponent)
+        self._add("whole", lags, (whole * whole).sum((1, 2, 3))[lands], exponent)
+
+    def _add(self, name: str, lags: torch.Tensor, value: torch.Tensor, exponent: torch.Tensor) -> None:
+        sums = self.scaled(name)
+        told = lags < self.linearization.trace.steps
+        sums.add_at(lags[told], value[..., told], exponent[told])
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Port → (T,) shares, NaN at lag 0."""
+        paths, whole = self.scaled("paths"), self.scaled("whole")
+        return dict(zip(self.ports, paths.over(whole), strict=True))

@@ -1,0 +1,59 @@
+"""What an analysis of gradients is: sums over the blocks of a sweep, so that two of them merge into the whole."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from throughtime.linearize import Linearization
+from throughtime.scaled import Scaled, power_of_two
+from throughtime.sweep import Block
+
+
+class Reducer(ABC):
+    """Fed by a sweep. Everything kept stands in `sums` and is a sum over sequences and origins: merging adds.
+
+    A subclass overrides what it needs of `update` (a block of told-apart lags), `tail` (a block of the tail's stream) and
+    `initial` (an adjoint of the initial state), and has a `finish` that makes its result of the sums alone.
+    """
+
+    def __init__(self, linearization: Linearization) -> None:
+        self.linearization = linearization
+        self.sums: dict[str, Scaled | Tensor] = {}
+
+    def update(self, block: Block) -> None:
+        """A block of told-apart lags."""
+
+    def tail(self, block: Block) -> None:
+        """A block of the tail's stream."""
+
+    def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+        """The adjoint (B, S·H) · 2^exponent (B,) at the initial state: of the origin `lag` − 1, or None, of the tail."""
+
+    def scaled(self, name: str) -> Scaled:
+        """The sum of this name, which is one by lag."""
+        value = self.sums[name]
+        assert isinstance(value, Scaled)
+        return value
+
+    def tensor(self, name: str) -> Tensor:
+        """The sum of this name, which is a plain tensor."""
+        value = self.sums[name]
+        assert isinstance(value, Tensor)
+        return value
+
+    def merge(self, other: Self) -> Self:
+        """The same analysis over the sequences of both."""
+        merged = copy.copy(self)
+        merged.sums = {name: value + other.sums[name] for name, value in self.sums.items()}  # type: ignore[operator]
+        return merged
+
+
+def row_squares(block: Block) -> Tensor:
+    """‖λ‖² of each row and sequence (L, R, B), float64, in units of 4^common: no row underflows before it is summed."""
+    squares = torch.linalg.vector_norm(block.adjoint, dim=-1).double().square()
+    return squares * power_of_two(2 * (block.exponent - block.common[:, None, None]))

@@ -1,0 +1,57 @@
+"""Is the far gradient a signal or the batch's noise? (‖m‖² − v/B) / (v/B) of the per-sequence terms at each lag."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime.linearize import Linearization
+from throughtime.reducers.ledger import Entry, entries, operand
+from throughtime.reducers.reducer import Reducer
+from throughtime.scaled import Scaled
+from throughtime.sweep import Block
+
+
+class SignalToNoise(Reducer):
+    """m the mean and v the variance (B − 1) of the per-sequence terms G_b(τ) over all parameters of the layer."""
+
+    def __init__(self, linearization: Linearization) -> None:
+        super().__init__(linearization)
+        self.rows = entries(linearization)
+        trace = linearization.trace
+        self.sums = {"single": Scaled.zeros(trace.steps), "sequences": torch.tensor(trace.batch)}
+
+    def update(self, block: Block) -> None:
+        assert block.lags is not None
+        self.scaled("single").add_at(block.lags, sequence_squares(block, self.rows), 2 * block.common)
+
+    def finish(self, norms: Scaled) -> np.ndarray:
+        """(T,) from the ledger's ‖G(τ)‖² (rows, T); NaN at B = 1 and where all sequences have the same term."""
+        batch = int(self.tensor("sequences"))
+        single = self.scaled("single")
+        if batch == 1:
+            return np.full(len(single.exponent), np.nan)
+        spread = norms.total().over(single)  # ‖Σ G_b‖² / Σ ‖G_b‖²: B if all are alike, 1 if all are orthogonal
+        with np.errstate(divide="ignore", invalid="ignore"):
+            noise = (1 - spread / batch) / (batch - 1) / batch
+            return np.where(noise > 1e-12, (spread / batch**2 - noise) / noise, np.nan)
+
+
+def sequence_squares(block: Block, rows: list[Entry]) -> Tensor:
+    """Σ_b ‖G_b(τ)‖² over all ledger rows, (L,), in units of 4^common."""
+    lags, count, batch = block.adjoint.shape[:3]
+    total = torch.zeros(lags, dtype=torch.float64)
+    for row in rows:
+        p = block.pre[..., row.place, :].transpose(1, 2)  # (L, B, R, H)
+        x = operand(block, row.operand).unflatten(1, (count, batch)).transpose(1, 2)
+        if count == 1:
+            squares = p.square().sum((2, 3)) * x.square().sum((2, 3))
+        elif row.operand == "1":
+            squares = p.sum(2).square().sum(2)
+        elif count <= (p.shape[3] * x.shape[3]) // (p.shape[3] + x.shape[3]):
+            squares = ((p @ p.mT) * (x @ x.mT)).sum((2, 3))
+        else:
+            squares = (p.mT @ x).square().sum((2, 3))
+        total += squares.sum(1).double().cpu()
+    return total

@@ -1,0 +1,93 @@
+"""Numbers that leave the range of floats: a value times a power of two for each lag.
+
+Products of Jacobians over hundreds of steps reach 1e-60 and less, their squares 1e-120. Scaling by powers of two is exact,
+so everything that is summed by lag is kept as a float64 mantissa and an integer exponent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
+
+
+@dataclass
+class Scaled:
+    """mantissa (..., N) float64 times 2^exponent (N,), int64. Sums may be added to each other."""
+
+    mantissa: Tensor
+    exponent: Tensor
+
+    @staticmethod
+    def zeros(*shape: int) -> Scaled:
+        """Nothing summed yet."""
+        return Scaled(torch.zeros(shape, dtype=torch.float64), torch.full(shape[-1:], EMPTY, dtype=torch.int64))
+
+    def add_at(self, index: Tensor, value: Tensor, exponent: Tensor) -> None:
+        """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once."""
+        value, exponent, index = value.detach().double().cpu(), exponent.long().cpu(), index.cpu()
+        new = torch.maximum(self.exponent[index], exponent)
+        old = power_of_two(self.exponent[index] - new)
+        self.mantissa[..., index] = self.mantissa[..., index] * old + value * power_of_two(exponent - new)
+        self.exponent[index] = new
+
+    def __add__(self, other: Scaled) -> Scaled:
+        new = torch.maximum(self.exponent, other.exponent)
+        mantissa = self.mantissa * power_of_two(self.exponent - new) + other.mantissa * power_of_two(other.exponent - new)
+        return Scaled(mantissa, new)
+
+    def beside(self, other: Scaled) -> Scaled:
+        """The rows (first axis) of both, with common exponents."""
+        new = torch.maximum(self.exponent, other.exponent)
+        parts = (part.mantissa * power_of_two(part.exponent - new) for part in (self, other))
+        return Scaled(torch.cat(list(parts)), new)
+
+    def rows(self, places: list[int]) -> Scaled:
+        """Some rows (first axis)."""
+        return Scaled(self.mantissa[places], self.exponent)
+
+    def total(self) -> Scaled:
+        """The sum over the rows."""
+        return Scaled(self.mantissa.sum(0), self.exponent)
+
+    def log10(self) -> np.ndarray:
+        """log10 of the numbers; −inf for zero, NaN where nothing was added."""
+        value = torch.log10(self.mantissa) + self.exponent.double() * float(np.log10(2))
+        value[self.mantissa == 0] = -torch.inf
+        value[..., self.exponent == EMPTY] = torch.nan
+        return value.numpy()
+
+    def over(self, other: Scaled) -> np.ndarray:
+        """The ratio to another sum, NaN for 0/0 and where nothing was added."""
+        shift = power_of_two((self.exponent - other.exponent).clamp(-2000, 2000))
+        ratio = self.mantissa / other.mantissa * shift
+        ratio[..., (self.exponent == EMPTY) | (other.exponent == EMPTY)] = torch.nan
+        return ratio.numpy()
+
+    def value(self) -> Tensor:
+        """The numbers as float64, 0 where they leave its range."""
+        return self.mantissa * power_of_two(self.exponent)
+
+
+def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """2^exponent in floating point, exactly, 0 where it leaves the range of `dtype` below."""
+    low = -1022 if dtype == torch.float64 else -126
+    out = torch.exp2(exponent.clamp(low, -low).to(torch.float64)).to(dtype)
+    return torch.where(exponent < low, torch.zeros((), dtype=dtype, device=exponent.device), out)
+
+
+def rescale(rows: Tensor, exponent: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring rows (..., N) · 2^exponent (...) back near 1 when the largest entry of any, `peak` (...), has left ±2^24.
+
+    Exact: only powers of two. A row that is zero stays as it is.
+    """
+    alive = torch.where(peak > 0, peak, 1.0)
+    low, high = torch.aminmax(alive)
+    if low.item() > 2.0**-24 and high.item() < 2.0**24:
+        return rows, exponent
+    shift = torch.frexp(alive).exponent.clamp(-100, 100)
+    return rows * power_of_two(-shift, rows.dtype).unsqueeze(-1), exponent + shift

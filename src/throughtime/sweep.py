@@ -1,0 +1,218 @@
+"""The only loop: every origin's adjoint, one step further back at each turn.
+
+The block Λ(τ) holds the adjoints of all origins at lag τ, row t standing at step t − τ, so that one pullback moves every
+origin a step back. Rows are carried with powers of two, which is exact. When every row has fallen below the tolerance, or at
+`max_lag`, the rows left are added up by step and swept once more as one stream, the tail: totals stay exact, only the tail's
+lags are not told apart (an adjoint can die and grow again, so nothing is thrown away). One final loss is the same loop
+with one row; several lags of few rows make one block, so that reducers work on many at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import Pulled, Tensors
+from throughtime.linearize import Linearization, Window
+from throughtime.scaled import power_of_two, rescale
+
+BLOCK_ENTRIES = 2**17  # numbers of one carry that a block of several lags may hold: its factors stay in cache
+DEAD = -(2**20)  # the exponent of a row that is zero
+
+
+@dataclass(frozen=True)
+class Block:
+    """Adjoints of R origins over L lags; row (l, r) stands at `steps[l, r]`.
+
+    adjoint: (L, R, B, S·H), times 2^exponent (L, R, B), `DEAD` for rows that are zero. lags: (L,), None in the tail's
+    stream, where lags are mixed. origins: (R,).
+    """
+
+    linearization: Linearization
+    window: Window
+    lags: Tensor | None
+    origins: Tensor
+    steps: Tensor
+    adjoint: Tensor
+    exponent: Tensor
+
+    @cached_property
+    def _at(self) -> slice | Tensor:
+        """Picks the rows out of a window; a slice, which costs nothing, where they are contiguous."""
+        inside = (self.steps - self.window.first).flatten()
+        first, last = int(inside[0]), int(inside[-1])
+        return slice(first, last + 1) if last - first == inside.numel() - 1 and 1 in self.steps.shape else inside
+
+    def take(self, array: Tensor) -> Tensor:
+        """The window's array (steps, B, …) at the rows: (L, R, B, …)."""
+        taken = array[self._at]
+        return taken.reshape(*self.steps.shape, *taken.shape[1:])
+
+    @cached_property
+    def common(self) -> Tensor:
+        """(L,) the largest exponent of a lag's rows."""
+        return self.exponent.flatten(1).amax(1)
+
+    @cached_property
+    def aligned(self) -> Tensor:
+        """(L, R, B, S·H): the adjoints, times 2^common: one exponent a lag, so that rows can be added up."""
+        shift = self.exponent - self.common[:, None, None]
+        if not shift.any():
+            return self.adjoint
+        return self.adjoint * power_of_two(shift, self.adjoint.dtype).unsqueeze(-1)
+
+    @cached_property
+    def factors(self) -> Tensors:
+        """The factors of the rows' steps."""
+        return {name: self.take(value) for name, value in self.window.factors.items()}
+
+    @cached_property
+    def total(self) -> Tensor:
+        """(L, R, B, H): the aligned adjoints in the space in which paths, units and hops are told."""
+        return self.linearization.cell.total(self.aligned, self.factors)
+
+    def pull(self, paths: bool) -> Pulled:
+        """The aligned adjoints one step back."""
+        return self.linearization.pull(self.window, self.take, self.aligned, paths)
+
+    @cached_property
+    def pre(self) -> Tensor:
+        """(L, R, B, P, H): aligned adjoints of the pre-activations."""
+        return self.pull(paths=False).pre
+
+
+class Consumer(Protocol):
+    """What a sweep feeds: reducers."""
+
+    def update(self, block: Block) -> None:
+        """Blocks in the order of lags, every (origin, lag) once."""
+        ...
+
+    def tail(self, block: Block) -> None:
+        """Blocks of the tail's stream."""
+        ...
+
+    def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+        """The adjoint (B, S·H) · 2^exponent (B,) of the initial state, of one origin, or of the whole tail (lag None)."""
+        ...
+
+
+def sweep(
+    linearization: Linearization,
+    consumers: Sequence[Consumer],
+    tolerance: float = 1e-12,
+    max_lag: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int | None:
+    """Sweep all origins back. Returns the first lag of the tail, None when every lag was told apart.
+
+    tolerance: what is left goes to the tail when every row has fallen below it, relative to the largest adjoint met so far;
+    0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved. progress(done, of).
+    """
+    trace = linearization.trace
+    steps = trace.origins()
+    rows = trace.rows(steps)
+    at = torch.tensor(steps)
+    exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    highest, lag, length = -torch.inf, 0, trace.steps
+    few = len(steps) == 1
+    with torch.no_grad():
+        while len(at):
+            if max_lag is not None and lag > max_lag:
+                break
+            if not few and tolerance > 0:
+                size = _log2_peak(rows, exponent)
+                highest = max(highest, size)
+                if size < highest + float(torch.log2(torch.tensor(tolerance))):
+                    break
+            room = max(1, BLOCK_ENTRIES // rows.numel())
+            room = min(room, int(at[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
+            block, rows, exponent = _advance(linearization, at, lag, rows, exponent, room, single=len(at) == 1)
+            for consumer in consumers:
+                consumer.update(block)
+            lag += room
+            if int(at[0]) < lag:  # the earliest origin has passed step 0 and stands at the initial state
+                for consumer in consumers:
+                    consumer.initial(lag, rows[0], exponent[0])
+                at, rows, exponent = at[1:], rows[1:], exponent[1:]
+            if progress:
+                progress(min(lag, length), length)
+        if not len(at):
+            return None
+        stream(linearization, rows, exponent, at - lag, consumers)
+    if progress:
+        progress(length, length)
+    return lag
+
+
+def _log2_peak(rows: Tensor, exponent: Tensor) -> float:
+    peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1)
+    return float((torch.log2(peak.double()) + exponent).max())
+
+
+def _advance(
+    lin: Linearization, origins: Tensor, lag: int, rows: Tensor, exponent: Tensor, lags: int, single: bool
+) -> tuple[Block, Tensor, Tensor]:
+    """Take the rows `lags` steps back; the block of what was passed, and the rows after it.
+
+    A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
+    """
+    top = origins - lag
+    window = lin.window(int(top[0]) - lags + 1, int(top[0]) + 1) if single else lin.whole
+    adjoints = rows.new_empty(lags, *rows.shape)
+    exponents = exponent.new_empty(lags, *exponent.shape)
+    contiguous = int(top[-1] - top[0]) == len(top) - 1
+    for turn in range(lags):
+        peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1)
+        rows, exponent = rescale(rows, exponent, peak)
+        place = lags - 1 - turn if single else turn
+        adjoints[place] = rows
+        exponents[place] = torch.where(peak > 0, exponent, DEAD)
+        now = top - turn - window.first
+        at = slice(int(now[0]), int(now[-1]) + 1) if contiguous else now
+        rows = lin.pull(window, lambda array, at=at: array[at], rows, paths=False).carry
+    told = torch.arange(lag, lag + lags)
+    if single:
+        told = told.flip(0)
+    return Block(lin, window, told, origins, origins - told[:, None], adjoints, exponents), rows, exponent
+
+
+def stream(
+    lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]
+) -> None:
+    """Add the rows (R, B, S·H) · 2^exponent up by step, as they stand at `steps` ascending, and sweep the sum to the start."""
+    entering = {int(step): place for place, step in enumerate(steps)}
+    adjoint, power = torch.zeros_like(rows[0]), torch.full_like(exponent[0], DEAD)
+    room = max(1, BLOCK_ENTRIES // adjoint.numel())
+    last = int(steps[-1]) + 1
+    while last > 0:
+        first = max(0, last - room)
+        window = lin.window(first, last)
+        adjoints, powers = rows.new_empty(last - first, *adjoint.shape), power.new_empty(last - first, *power.shape)
+        for step in reversed(range(first, last)):
+            if step in entering:
+                place = entering[step]
+                new = torch.maximum(power, exponent[place])
+                adjoint = _shift(adjoint, power - new) + _shift(rows[place], exponent[place] - new)
+                power = new
+            peak = torch.linalg.vector_norm(adjoint, ord=float("inf"), dim=-1)
+            adjoint, power = rescale(adjoint, power, peak)
+            power = torch.where(peak > 0, power, DEAD)
+            adjoints[step - first], powers[step - first] = adjoint, power
+            adjoint = lin.pull(window, lambda array, at=step - first: array[at], adjoint, paths=False).carry
+        at = torch.arange(first, last)
+        block = Block(lin, window, None, steps, at[:, None], adjoints[:, None], powers[:, None])
+        for consumer in consumers:
+            consumer.tail(block)
+        last = first
+    for consumer in consumers:
+        consumer.initial(None, adjoint, power)
+
+
+def _shift(rows: Tensor, exponent: Tensor) -> Tensor:
+    return rows * power_of_two(exponent, rows.dtype).unsqueeze(-1)
