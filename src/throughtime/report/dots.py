@@ -17,7 +17,9 @@ ROW = 18.0
 GOOD = {"helps": "tt-good", "harms": "tt-bad"}
 
 
-def before_and_after(verification: Verification, *, width: int = 720, judged: bool = True, standalone: bool = False) -> str:
+def before_and_after(
+    verification: Verification, *, width: int = 720, judged: bool = True, standalone: bool = False
+) -> str:
     """One row a seed: hollow dot untreated, full dot treated; below, the mean difference with its 95 % interval.
 
     judged: whether the verdict may be coloured (it may not where nothing is known to be needed).
@@ -76,7 +78,7 @@ def _axis(left: float, right: float, y: float, low: float, high: float, x: Calla
     parts = [line(left, y, right, y, "tt-axis")]
     for mark in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step:
         parts.append(line(x(mark), y, x(mark), y + 4, "tt-axis"))
-        parts.append(text(f"{mark:.6g}".replace("-", "−"), x(mark), y + 18, anchor="middle"))  # noqa: RUF001
+        parts.append(text(f"{mark:.6g}".replace("-", "−"), x(mark), y + 18, anchor="middle"))
     return "".join(parts)
 
 

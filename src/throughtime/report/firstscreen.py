@@ -107,7 +107,7 @@ def _curves(report: Report, layer: LayerFlow) -> list[Curve]:
     layers = list(report.flow.layers.values())
     if not 1 < len(layers) <= MOST_CURVES:
         return [curve_of(layer)]
-    others = [curve_of(other, _short(other.name), quiet=True) for other in layers if other is not layer]
+    others = [curve_of(other, _short(other.name), quiet=True, asked=False) for other in layers if other is not layer]
     return [*others, curve_of(layer, _short(layer.name))]
 
 
@@ -128,10 +128,12 @@ def _short(name: str, most: int = 24) -> str:
 
 
 def _needed(report: Report) -> tuple[str, str]:
-    needed = needed_of(report, main_layer(report).name)
-    if not needed.lags:
-        return "not detected", ""
-    return lag_words(needed.lags), "demand"
+    layer = main_layer(report)
+    needed = needed_of(report, layer.name)
+    if needed.lags:
+        return lag_words(needed.lags), "demand"
+    measured = layer.demand is not None and layer.demand.missing is None
+    return "not detected" if measured else "not measured", ""
 
 
 def _reached(report: Report) -> tuple[str, str]:
@@ -139,7 +141,7 @@ def _reached(report: Report) -> tuple[str, str]:
     farthest = needed_of(report, layer.name).farthest
     if farthest is None:
         window = layer.horizon.get(WINDOW)
-        return (f"{window} steps" if window is not None else ""), ""
+        return (f"gradient horizon {window}" if window is not None else ""), ""
     norm = np.asarray(layer.adjoint.log10_norm, dtype=float)
     if farthest >= len(norm):
         return f"at most {len(norm) - 1} steps", "supply"

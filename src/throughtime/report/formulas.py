@@ -23,8 +23,8 @@ SUPPLY = _math(
     "<mo>‖</mo></mrow></mfrac>"
 )
 SHARE = _math(
-    f'<mi>share</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo><mfrac><mrow><mo>⟨</mo>{_TERM}'
-    "<mo>,</mo><mi>G</mi><mo>⟩</mo></mrow><mrow><mo>⟨</mo><mi>G</mi><mo>,</mo><mi>G</mi><mo>⟩</mo></mrow></mfrac>"
+    f'<mi>share</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo><mfrac><mrow><mo>⟨</mo>'
+    f"{_TERM}<mo>,</mo><mi>G</mi><mo>⟩</mo></mrow><mrow><mo>⟨</mo><mi>G</mi><mo>,</mo><mi>G</mi><mo>⟩</mo></mrow></mfrac>"
 )
 TERM = _math(
     f"{_TERM}<mo>=</mo><munder><mo>∑</mo><mi>t</mi></munder><msub><mi>λ</mi><mrow><mi>t</mi><mo>,</mo><mi>t</mi><mo>−</mo>"
@@ -55,8 +55,8 @@ CANCELLATION = _math(
     f"<mfrac><mrow>{_NORM_G}</mrow><mrow><munder><mo>∑</mo><mi>τ</mi></munder><mo>‖</mo>{_TERM}<mo>‖</mo></mrow></mfrac>"
 )
 DEMAND = _math(
-    '<mi>C</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo><munder><mo>∑</mo><mrow><mi>b</mi>'
-    "<mo>,</mo><mi>t</mi></mrow></munder><msub><mover><mi>g</mi><mo>~</mo></mover><mrow><mi>b</mi><mo>,</mo><mi>t</mi></mrow>"
-    "</msub><mo>⊗</mo><msub><mover><mi>u</mi><mo>~</mo></mover><mrow><mi>b</mi><mo>,</mo><mi>t</mi><mo>−</mo><mi>τ</mi></mrow>"
-    "</msub>"
+    '<mi>C</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo><munder><mo>∑</mo><mrow>'
+    "<mi>b</mi><mo>,</mo><mi>t</mi></mrow></munder><msub><mover><mi>g</mi><mo>~</mo></mover><mrow><mi>b</mi><mo>,</mo><mi>t</mi></mrow>"
+    "</msub><mo>⊗</mo><msub><mover><mi>u</mi><mo>~</mo></mover><mrow><mi>b</mi><mo>,</mo><mi>t</mi><mo>−</mo><mi>τ</mi>"
+    "</mrow></msub>"
 )

@@ -158,6 +158,6 @@ def _demand_in_words(report: Report, layer: LayerFlow) -> str:
     if demand.missing is not None:
         return said + f"not measured: {demand.missing}"
     found = lag_words(demand.lags) if demand.lags else "no lag, which does not mean that none is needed"
-    method = f"B = {demand.sequences} sequences, {demand.permutations} permutations, {number(100 * demand.level)} % level"
+    basis = f"B = {demand.sequences}, {demand.permutations} permutations, {number(100 * demand.level)} % level"
     note = f"; {demand.note}" if demand.note else ""
-    return f"{said}detected: {found} ({demand.method} test, {method}, threshold z = {number(demand.threshold)}){note}"
+    return f"{said}detected: {found} ({demand.method} test, {basis}, threshold z = {number(demand.threshold)}){note}"

@@ -28,18 +28,22 @@ MOST_BARS = 240
 
 @dataclass(frozen=True)
 class Curve:
-    """One supply curve: log10 of the fraction of the gradient that arrives, by lag. `quiet`: thin and dashed."""
+    """One supply curve: log10 of the fraction of the gradient that arrives, by lag.
+
+    quiet: thin and dashed. asked: the needed lags are of this curve, so its value there is told.
+    """
 
     label: str
     log10: Array
     quiet: bool = False
+    asked: bool = True
 
 
-def curve_of(layer: LayerFlow, label: str = "", quiet: bool = False) -> Curve:
+def curve_of(layer: LayerFlow, label: str = "", *, quiet: bool = False, asked: bool = True) -> Curve:
     """The supply of a layer, relative to its lag 0."""
     norms = np.asarray(layer.adjoint.log10_norm, dtype=float)
     with np.errstate(invalid="ignore"):
-        return Curve(label, norms - norms[0], quiet)
+        return Curve(label, norms - norms[0], quiet, asked)
 
 
 @dataclass
@@ -75,8 +79,8 @@ class Frame:
     low: float
 
     def x(self, lag: float) -> float:
-        """Pixel of a lag."""
-        return self.left + (self.right - self.left) * lag / max(self.lags - 1, 1)
+        """Pixel of the middle of a lag, each of which is as wide as a bar."""
+        return self.left + (self.right - self.left) * (lag + 0.5) / self.lags
 
     def y(self, log10: float) -> float:
         """Pixel of a decade; what lies below the axis stands on its floor."""
@@ -101,19 +105,19 @@ def supply_and_demand(
     if demand is not None and not np.isfinite(demand.z).any():
         demand = None
     strip = 78.0 if demand is not None else 0.0
-    bottom = 300.0 if narrow else 350.0
+    bottom = 290.0 if narrow else 340.0
     low, high = _decades(curves)
     steps = max(len(curve.log10) for curve in curves)
-    frame = Frame(46.0, width - (14.0 if narrow else 20.0), 62.0, bottom, steps, high, low)
+    frame = Frame(46.0, width - (6.0 if narrow else 12.0), 50.0, bottom, steps, high, low)
     lags = needed.lags if needed is not None else ()
     words = Words()
     parts = [
         _band(frame, lags, bottom + (strip and strip - 4)),
         _grid(frame),
-        text("how much gradient arrives", 8, 20, "tt-supply tt-strong"),
-        _asked(frame, needed, width),
-        *(_horizon(frame, words, name, lag) for name, lag in horizons),
-        *(_curve(frame, words, curve) for curve in curves),
+        text("how much gradient arrives", 0, 14, "tt-supply tt-strong"),
+        _asked(frame, needed),
+        *(_horizon(frame, words, curves, name, lag) for name, lag in horizons),
+        *(_curve(frame, words, curves, curve) for curve in curves),
         _values(frame, words, curves, lags),
         *(_label(frame, words, curve, curves) for curve in curves if curve.label),
         _strip(frame, demand, bottom + 22, bottom + strip - 4) if demand is not None else "",
@@ -154,11 +158,12 @@ def _band(frame: Frame, lags: Sequence[int], bottom: float) -> str:
     for first, last in runs(lag for lag in lags if lag < frame.lags):
         left, right = max(frame.x(first - 0.5), frame.left), min(frame.x(last + 0.5), frame.right)
         left, right = min(left, frame.right - 3), max(right, left + 3)
-        parts.append(element("rect", class_="tt-band", x=left, y=frame.top, width=right - left, height=bottom - frame.top))
+        size = {"width": right - left, "height": bottom - frame.top}
+        parts.append(element("rect", class_="tt-band", x=left, y=frame.top, **size))
     return "".join(parts)
 
 
-def _asked(frame: Frame, needed: Needed | None, width: int) -> str:
+def _asked(frame: Frame, needed: Needed | None) -> str:
     """The words over the band, moved sideways until they stand on the picture."""
     if needed is None or not needed.lags:
         return ""
@@ -166,50 +171,64 @@ def _asked(frame: Frame, needed: Needed | None, width: int) -> str:
     words = f"{verb} {lag_words(needed.lags)}"
     inside = [lag for lag in needed.lags if lag < frame.lags]
     if not inside:
-        return text(f"{words} (beyond the sequence)", width - 14, 50, "tt-demand tt-strong", "end")
+        return text(f"{words} (beyond the sequence)", frame.right, 38, "tt-demand tt-strong", "end")
     first, last = runs(inside)[-1]
     half = width_of(words) / 2
     x = min(max(frame.x((first + last) / 2), 8 + half), frame.right - half)
-    return text(words, x, 50, "tt-demand tt-strong", "middle")
+    return text(words, x, 38, "tt-demand tt-strong", "middle")
 
 
-def _horizon(frame: Frame, words: Words, name: str, lag: int) -> str:
+def _horizon(frame: Frame, words: Words, curves: Sequence[Curve], name: str, lag: int) -> str:
     if lag >= frame.lags:
         return ""
     mark = line(frame.x(lag), frame.top, frame.x(lag), frame.bottom, "tt-horizon")
-    return mark + _beside(frame, words, name, lag, "tt-supply")
+    return mark + _beside(frame, words, curves, name, lag, "tt-supply")
 
 
-def _beside(frame: Frame, words: Words, told: str, lag: int, class_: str) -> str:
-    """A remark next to a lag, just above the floor."""
-    x = frame.x(lag)
-    left = x + 6 + width_of(told) > frame.right
-    return words.place(told, x + (-6 if left else 6), frame.bottom - 8, class_, left)
+def _beside(frame: Frame, words: Words, curves: Sequence[Curve], told: str, lag: int, class_: str) -> str:
+    """A remark next to a lag, above the floor or under the top, where it covers the least."""
+    x, length = frame.x(lag), width_of(told)
+    places = [(side, y) for y in (frame.bottom - 8, frame.bottom - 26, frame.top + 32) for side in (1, -1)]
+
+    def cost(place: tuple[int, float]) -> float:
+        side, y = place
+        start = x + 6 if side > 0 else x - 6 - length
+        outside = start < frame.left or start + length > frame.right
+        return 100 * outside + _covered(frame, curves, start, y, length) + 50 * words.covered(start, y, length)
+
+    side, y = min(places, key=cost)
+    return words.place(told, x + 6 * side, y, class_, side < 0)
 
 
-def _curve(frame: Frame, words: Words, curve: Curve) -> str:
-    """The line, then what it cannot show: an exact zero, or an end below the axis."""
-    log10 = np.where(np.isneginf(curve.log10), frame.low, curve.log10)
-    stride = max(len(log10) // MOST_POINTS, 1)
-    at = np.unique(np.append(np.arange(0, len(log10), stride), len(log10) - 1))
+def _curve(frame: Frame, words: Words, curves: Sequence[Curve], curve: Curve) -> str:
+    """The line, then what it cannot show: an exact zero, an end below the axis, or lags that were not told apart."""
+    stride = max(len(curve.log10) // MOST_POINTS, 1)
+    at = np.unique(np.append(np.arange(0, len(curve.log10), stride), len(curve.log10) - 1))
+    values = curve.log10[at]
+    shown = values >= frame.low
+    edge = np.zeros_like(shown)  # a point below the axis is drawn only where the line enters or leaves
+    edge[1:] |= shown[:-1]
+    edge[:-1] |= shown[1:]
+    drawn = np.where(shown | (edge & (values < frame.low)), values, np.nan)
     kind = "tt-curve tt-quiet" if curve.quiet else "tt-curve"
-    x = np.array([frame.x(lag) for lag in at])
-    y = np.array([frame.y(value) if np.isfinite(value) else np.nan for value in log10[at]])
-    return polyline(x, y, kind) + _below(frame, words, curve)
+    x = np.array([frame.x(int(lag)) for lag in at])
+    y = np.array([frame.y(value) if not np.isnan(value) else np.nan for value in drawn.tolist()])
+    return polyline(x, y, kind) + _end(frame, words, curves, curve)
 
 
-def _below(frame: Frame, words: Words, curve: Curve) -> str:
+def _end(frame: Frame, words: Words, curves: Sequence[Curve], curve: Curve) -> str:
     zeros = np.flatnonzero(np.isneginf(curve.log10))
-    if len(zeros):
-        return _beside(frame, words, f"exactly 0 from lag {zeros[0]} on", int(zeros[0]), "tt-ink tt-strong")
     known = np.flatnonzero(np.isfinite(curve.log10))
-    if len(known) and curve.log10[known[-1]] < frame.low:
-        last = int(known[-1])
-        told = f"{from_log10(float(curve.log10[last]))} at lag {last}"
-        return _beside(frame, words, told, last, "tt-ink tt-strong")
-    if len(known) and known[-1] + 1 < frame.lags:
-        return _beside(frame, words, f"not told apart beyond lag {known[-1]}", int(known[-1]), "")
-    return ""
+    if len(zeros):
+        lag, told = int(zeros[0]), f"exactly 0 from lag {zeros[0]} on"
+    elif len(known) and curve.log10[known[-1]] < frame.low:
+        lag = int(np.flatnonzero(curve.log10 < frame.low)[0])
+        told = f"down to {from_log10(float(curve.log10[known[-1]]))} at lag {known[-1]}"
+    elif len(known) and known[-1] + 1 < frame.lags:
+        lag, told = int(known[-1]), f"lags beyond {known[-1]} not told apart"
+    else:
+        return ""
+    return _beside(frame, words, curves, told, lag, "tt-ink")
 
 
 def _values(frame: Frame, words: Words, curves: Sequence[Curve], lags: Sequence[int]) -> str:
@@ -222,13 +241,13 @@ def _values(frame: Frame, words: Words, curves: Sequence[Curve], lags: Sequence[
     left = x > (frame.left + frame.right) / 2
     parts: list[str] = []
     for curve in reversed(curves):
-        value = float(curve.log10[lag]) if lag < len(curve.log10) else math.nan
-        if not math.isfinite(value):
+        value = float(curve.log10[lag]) if curve.asked and lag < len(curve.log10) else math.nan
+        if math.isnan(value):
             continue
         y = frame.y(value)
         parts.append(element("circle", cx=x, cy=y, r=4, class_="tt-supply"))
         level = min(max(y - 9, frame.top + 14), frame.bottom - 8)
-        told = f"{from_log10(value)} arrives"
+        told = f"{from_log10(value)} arrives" if math.isfinite(value) else "nothing arrives"
         parts.append(words.place(told, x + (-9 if left else 9), level, "tt-ink tt-strong", left))
     return "".join(parts)
 
@@ -256,8 +275,8 @@ def _covered(frame: Frame, curves: Sequence[Curve], x: float, y: float, length: 
     count = 0
     for curve in curves:
         lags = np.arange(0, len(curve.log10), max(len(curve.log10) // 200, 1))
-        px = np.array([frame.x(lag) for lag in lags])
-        py = np.array([frame.y(value) if np.isfinite(value) else math.inf for value in curve.log10[lags]])
+        px = np.array([frame.x(int(lag)) for lag in lags])
+        py = np.array([frame.y(value) if value >= frame.low else math.inf for value in curve.log10[lags].tolist()])
         count += int(np.sum((px > x - 4) & (px < x + length + 4) & (py > y - 16) & (py < y + 7)))
     return count
 
@@ -284,7 +303,8 @@ def _strip(frame: Frame, demand: Demand, top: float, bottom: float) -> str:
         parts.append(element("rect", class_=kind, x=x, y=y(value), width=thick, height=bottom - y(value)))
     level = y(float(demand.threshold))
     parts.append(line(frame.left, level, frame.right, level, "tt-threshold"))
-    parts.append(text(f"demand z, counts above {number(demand.threshold, 2)}", frame.left + 4, top - 4, "tt-demand tt-halo"))
+    told = f"demand z, counts above {number(demand.threshold, 2)}"
+    parts.append(text(told, frame.left + 4, top - 4, "tt-demand tt-halo"))
     return "".join(parts)
 
 
@@ -314,7 +334,7 @@ def _description(curves: Sequence[Curve], needed: Needed | None) -> str:
     lags = [lag for lag in needed.lags if any(lag < len(curve.log10) for curve in curves)] if needed else []
     asked = f"The loss asks for {lag_words(lags)}." if lags else "No needed lag is known."
     told: list[str] = []
-    for curve in curves:
+    for curve in (curve for curve in curves if curve.asked):
         known = np.flatnonzero(np.isfinite(curve.log10))
         if len(known):
             lag = max((lag for lag in lags if lag in known), default=int(known[-1]))

@@ -1,4 +1,4 @@
-"""The few pieces that the hand-drawn pictures share: escaped elements, a linear scale, their own style and its words."""
+"""The few pieces that the hand-drawn pictures share: escaped elements, their style, the whole document."""
 
 from __future__ import annotations
 

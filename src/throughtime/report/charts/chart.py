@@ -19,8 +19,9 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled figure. caption: one sentence on how to read it. views: one figure, or several to switch between by name.
+    """A titled figure.
 
+    caption: one sentence on how to read it. views: one figure, or several to switch between by name.
     half: stands beside another chart on a wide page.
     """
 
@@ -34,7 +35,7 @@ class Chart:
     height: int = 320
 
 
-def series(values: ArrayLike, digits: int = 4) -> list[float | None]:
+def series(values: ArrayLike | Sequence[float | None], digits: int = 4) -> list[float | None]:
     """Numbers for JSON: `digits` significant digits, None (a gap) for what is not finite."""
     array = np.asarray(values, dtype=float)
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in array.tolist()]
@@ -43,16 +44,18 @@ def series(values: ArrayLike, digits: int = 4) -> list[float | None]:
 def rows(values: ArrayLike, decimals: int) -> list[list[float | None]]:
     """A matrix for JSON, rounded, None for what is not finite."""
     array = np.round(np.asarray(values, dtype=float), decimals)
-    return np.where(np.isfinite(array), array, None).tolist()
+    drawn = array.astype(object)
+    drawn[~np.isfinite(array)] = None
+    return drawn.tolist()
 
 
-def by_lag(values: ArrayLike, name: str, colour: str, *, start: int = 0, dash: str = "solid", width: float = 2) -> Figure:
+def by_lag(values: ArrayLike, name: str, colour: str, *, dash: str = "solid", width: float = 2) -> Figure:
     """A line over the lag."""
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x0": start,
+        "x0": 0,
         "dx": 1,
         "y": series(values),
         "line": {"color": colour, "width": width, "dash": dash},

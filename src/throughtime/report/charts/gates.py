@@ -22,8 +22,8 @@ def gates(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="gates",
         title="Gates",
-        caption="Bars at the edges are gates that stand shut (0) or open (1); in the view of logits a thick line holds the "
-        "middle half, a thin one 98 %, and outside the dotted ±6 a gate is saturated and hardly learns.",
+        caption="Bars at the edges are gates that stand shut (0) or open (1); in the view of logits a thick line holds "
+        "the middle half, a thin one 98 %, and outside the dotted ±6 a gate is saturated and hardly learns.",
         views={"values": _histograms(layer.gates), "logits": _logits(layer.gates)},
         note=f"Saturated (|logit| > {SATURATED}): {saturated}.",
         half=True,
@@ -63,18 +63,16 @@ def _logits(gates: Mapping[str, Gate]) -> Figure:
     for row, (_, gate) in enumerate(items):
         q = gate.logit_quantiles
         for first, width in ((0, 1.5), (1, 4), (2, 9)):
-            line = {"color": "--tt-supply", "width": width}
-            ends = series([q[first], q[-1 - first]])
-            data.append({"type": "scatter", "mode": "lines", "x": ends, "y": [row, row], "line": line, "hoverinfo": "skip"})
+            look = {"mode": "lines", "line": {"color": "--tt-supply", "width": width}, "hoverinfo": "skip"}
+            data.append({"type": "scatter", "x": series([q[first], q[-1 - first]]), "y": [row, row], **look})
         dot = {"color": "--tt-paper", "size": 9, "line": {"color": "--tt-supply", "width": 2}}
-        hover = "median logit %{x}<extra></extra>"
-        median = series([q[middle]])
-        data.append({"type": "scatter", "mode": "markers", "x": median, "y": [row], "marker": dot, "hovertemplate": hover})
+        look = {"mode": "markers", "marker": dot, "hovertemplate": "median logit %{x}<extra></extra>"}
+        data.append({"type": "scatter", "x": series([q[middle]]), "y": [row], **look})
     style = {"color": "--tt-faint", "width": 1, "dash": "dot"}
     shapes = [
         {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1, "line": style}
         for at in (-SATURATED, SATURATED)
     ]
     ticks = {"tickvals": list(range(len(items))), "ticktext": [label(name, 16) for name, _ in items]}
-    span = {"range": [len(items) - 0.5, -0.5], "showgrid": False}
-    return figure(data, xaxis=axis("logit"), yaxis={"tickmode": "array", **ticks, **span}, shapes=shapes, showlegend=False)
+    rows = {"tickmode": "array", **ticks, "range": [len(items) - 0.5, -0.5], "showgrid": False}
+    return figure(data, xaxis=axis("logit"), yaxis=rows, shapes=shapes, showlegend=False)

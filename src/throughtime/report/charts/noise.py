@@ -20,8 +20,8 @@ def noise(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="noise",
         title="Signal to noise",
-        caption="Above the dotted 1 the sequences agree on what this lag teaches, below it the batch mean is mostly chance, "
-        "and a gap means that no signal was left over.",
+        caption="Above the dotted 1 the sequences agree on what this lag teaches, below it the batch mean is mostly "
+        "chance, and a gap means that no signal was left over.",
         views={
             "": figure(
                 [data],

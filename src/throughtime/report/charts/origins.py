@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from throughtime.flow import Array, LayerFlow, OriginStep
+from throughtime.flow import LayerFlow, OriginStep
 from throughtime.report.charts.chart import POWERS, Chart, axis, by_lag, figure, rows
 from throughtime.report.formulas import ADJOINT
 
@@ -13,16 +14,16 @@ FEW = 6
 DEEPEST = 40
 
 
-def origins(layer: LayerFlow, lags: tuple[int, ...], side: int = 512) -> Chart | None:
-    """The map of log10 ‖λ[t, k]‖, at most `side` cells a side; or lines where few steps carry a loss."""
+def origins(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
+    """The map of log10 ‖λ[t, k]‖, or lines where few steps carry a loss."""
     found = layer.origin_step
     if found is None or not np.isfinite(found.log10_norm).any():
         return None
     carrying = np.flatnonzero(np.isfinite(found.log10_norm).any(axis=1))
-    return _lines(found, carrying) if len(carrying) <= FEW else _map(_coarser(found, side))
+    return _lines(found, carrying) if len(carrying) <= FEW else _map(found)
 
 
-def _lines(found: OriginStep, carrying: Array) -> Chart:
+def _lines(found: OriginStep, carrying: NDArray[np.intp]) -> Chart:
     data = []
     dashes = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
     for row, dash in zip(carrying, dashes, strict=False):
@@ -31,8 +32,8 @@ def _lines(found: OriginStep, carrying: Array) -> Chart:
     return Chart(
         key="origins",
         title="Origin × step",
-        caption="The loss reads the network at few steps, so each gets a line: how its gradient fades or grows on its way "
-        "from the right end back to step k.",
+        caption="The loss reads the network at few steps, so each gets a line: how its gradient fades or grows on its "
+        "way from the right end back to step k.",
         views={"": figure(data, xaxis=axis("step k"), yaxis=axis("‖λ[t, k]‖", **POWERS), showlegend=True)},
         formula=ADJOINT,
     )
@@ -57,16 +58,16 @@ def _map(found: OriginStep) -> Chart:
     return Chart(
         key="origins",
         title="Origin × step",
-        caption="Start on the diagonal and read along a row to the left: how the gradient of the loss at step t fades or "
-        "grows on its way back to step k.",
+        caption="Start on the diagonal and read along a row to the left: how the gradient of the loss at step t fades "
+        "or grows on its way back to step k.",
         views={"": figure([data], xaxis=axis("step k"), yaxis=axis("loss at step t"))},
         formula=ADJOINT,
         height=460,
     )
 
 
-def _coarser(found: OriginStep, side: int) -> OriginStep:
-    """Blocks of cells by their root mean square, so that a report of many layers stays small."""
+def coarser(found: OriginStep, side: int) -> OriginStep:
+    """At most `side` cells a side, each the root mean square of a block: a report of many layers stays small."""
     block = -(-max(found.log10_norm.shape) // side)
     if block <= 1:
         return found

@@ -25,8 +25,8 @@ def parameters(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="parameters",
         title="Lag × parameter",
-        caption="Each row is one block of weights: blue lags push it the way that this backward pass moved it, purple lags "
-        "pull against that, and every second shade is a factor of ten.",
+        caption="Each row is one block of weights: blue lags push it the way that this backward pass moved it, purple "
+        "lags pull against that, and every second shade is a factor of ten.",
         views={"share": _shares(share, names), "norm": _norms(norm, names)},
         formula=TERM + SHARE,
         note="Shares are relative to a block's own gradient and add up to 1 over the lags.",
@@ -35,7 +35,7 @@ def parameters(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
 
 
 def _blocks(layer: LayerFlow) -> list[tuple[Terms, int]]:
-    """The gate blocks of each parameter, or the parameter itself; an initial state, whose first lag is 1, stands apart."""
+    """The gate blocks of each parameter, or the parameter itself, all of which start at lag 0."""
     return [(row, 0) for whole in layer.parameters.values() for row in (whole.gates.values() or (whole,))]
 
 
@@ -68,7 +68,7 @@ def _shares(share: Array, names: list[str]) -> Figure:
         colorbar={
             "title": {"text": "share"},
             "tickvals": [-1, -0.5, 0, 0.5, 1],
-            "ticktext": ["−1", "−10⁻²", "0", "10⁻²", "1"],  # noqa: RUF001
+            "ticktext": ["−1", "−10⁻²", "0", "10⁻²", "1"],
         },
     )
 

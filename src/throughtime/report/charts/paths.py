@@ -22,8 +22,8 @@ def paths(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="paths",
         title="Paths",
-        caption="Each line is the part of the step from lag τ − 1 to τ that took this path; the lines add up to 1, and one "
-        "below 0 works against the rest.",
+        caption="Each line is the part of the step from lag τ − 1 to τ that took this path; the lines add up to 1, and "
+        "one below 0 works against the rest.",
         views={"": figure(data, xaxis=axis("lag τ"), yaxis=axis("share of the step"), shapes=needed_bands(lags))},
         formula=PATHS,
         half=True,
@@ -42,8 +42,8 @@ def hops(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="hops",
         title="Non-carry steps",
-        caption="The 0 line is the gradient that never left the carry, the others left it once, twice, …: where 0 leads, the "
-        "gate alone sets how far the gradient reaches.",
+        caption="The 0 line is the gradient that never left the carry, the others left it once, twice, …: where 0 "
+        "leads, the gate alone sets how far the gradient reaches.",
         views={"": figure(data, xaxis=axis("lag τ"), yaxis=axis("share of the gradient"), shapes=needed_bands(lags))},
         half=True,
     )

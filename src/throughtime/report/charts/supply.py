@@ -24,8 +24,8 @@ def supply(layer: LayerFlow, lags: tuple[int, ...]) -> Chart:
     return Chart(
         key="supply",
         title="Supply by lag",
-        caption="A point at lag τ is the part of the gradient of lag 0 that is left τ steps further back; the pale range "
-        "holds the middle 80 % of sequences, and an orange band marks the lags that the loss asks for.",
+        caption="A point at lag τ is the part of the gradient of lag 0 that is left τ steps further back; the pale "
+        "range holds the middle 80 % of sequences, and an orange band marks the lags that the loss asks for.",
         views={
             "": figure(
                 data,

@@ -26,7 +26,7 @@ def timescales(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
         return None
     data = [_line(drawn), *(_points(kind, drawn) for kind in dict.fromkeys(unit.kind for unit in drawn))]
     missing = len(layer.units) - len(drawn)
-    note = f"{missing} of {len(layer.units)} units are not drawn: one of the two does not exist for them." if missing else ""
+    note = f"{missing} of {len(layer.units)} units lack one of the two and are not drawn." if missing else ""
     return Chart(
         key="timescales",
         title="Timescale and half-life",

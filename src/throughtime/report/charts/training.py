@@ -32,6 +32,6 @@ def training(verification: Verification) -> Chart | None:
     return Chart(
         key="training",
         title="Training loss, untreated and treated",
-        caption="Thin lines are seeds and strong lines their mean: paired runs start from the same seed and see the same batches.",
+        caption="Thin lines are seeds and strong lines their mean; paired runs share their seed and their batches.",
         views={"": figure(data, xaxis=axis("training step"), yaxis=axis("training loss"), showlegend=True)},
     )

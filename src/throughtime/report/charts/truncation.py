@@ -23,8 +23,8 @@ def truncation(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     return Chart(
         key="truncation",
         title="Truncation: bias and cosine",
-        caption="Cut backpropagation after K steps and the gradient misses the bias by length and the cosine by direction; a "
-        "dotted line stands where the 90, 99 or 99.9 % window ends.",
+        caption="Cut backpropagation after K steps and the gradient misses the bias by length and the cosine by "
+        "direction; a dotted line stands where the 90, 99 or 99.9 % window ends.",
         views={
             "": figure(
                 data,
