@@ -1,8 +1,8 @@
 """Demand: the lags at which the error still depends on the input, beyond what nearer inputs tell.
 
 The residual–input cross-correlation test of system identification (Ljung 1999, ch. 16.6), judged by permutations with
-the largest statistic over all lags (Westfall & Young 1993), so that the false alarm is that of the whole answer and not of
-each lag. Nothing here passes through time, so demand is seen before training and where the gradient has vanished.
+the largest statistic over all lags (Westfall & Young 1993), so that the false alarm is that of the whole answer and not
+of each lag. Nothing here passes through time, so demand is seen before training and where the gradient has vanished.
 Null, power and limits as measured: docs/demand.md.
 
 Letters: T steps, B sequences, H units, D inputs, g the direct gradient of the loss at the layer's output, u the layer's
@@ -29,8 +29,9 @@ NEARER = 2  # next inputs whose linear part is taken out of an input
 SAMPLES_PER_COEFFICIENT = 10  # of that regression
 FEW_SEQUENCES = 20  # below this a Demand carries a caution about its power
 FEW_STEPS = 8  # up to this many steps with a loss, products by lag are cheaper than transforms over time
-CHUNK = 2**22  # numbers held at once in a product (32 MB)
-BUDGET = 3e11  # floating point operations, some seconds: beyond it only leading directions are kept
+CHUNK = 2**23  # float32 numbers held at once in a product (32 MB)
+BUDGET = 1e11  # floating point operations, some seconds: beyond it only leading directions are kept
+EXPLAINED = 1e-5  # share of an input's variance that is rounding: with less left, nearer inputs tell all of it
 RANK_TOLERANCE = 1e-6  # relative singular value that counts as zero: gradients come in float32 or less
 
 
@@ -94,8 +95,8 @@ def measure(
         permutations: P; the observed order counts as one more, P + 1 in all.
         level: 1 − the probability that any lag is named where there is no dependence at all.
         method: "covariance" is first-order. "distance" replaces ‖C‖² by the distance covariance of g̃[t] and ũ[t−τ]
-            (Székely, Rizzo & Bakirov 2007), summed over the steps t with a loss: it sees every pairwise dependence, such
-            as one on x², with less power for the linear one.
+            (Székely, Rizzo & Bakirov 2007), summed over the steps t with a loss: it sees every pairwise dependence,
+            such as one on x², with less power for the linear one.
         nearer: how many next inputs are taken out; 0 leaves the inputs as they are.
         lengths: (B,), where sequences are padded at the end. Losses at each sequence's own last step: lags are counted
             from there. Losses at other steps: only the steps that all sequences have are used.
@@ -119,9 +120,7 @@ def measure(
         return Demand(z, float("nan"), (), batch, level, permutations, method, missing=reason)
 
     if batch < 3:
-        return nothing(
-            f"{batch} sequence(s) in the batch; the null permutes sequences and needs 3, better {FEW_SEQUENCES}"
-        )
+        return nothing(f"only {batch} sequence(s): the test permutes sequences, needs 3 and better {FEW_SEQUENCES}")
     if not gradient.any():
         return nothing("the loss sends no gradient to this layer's output")
     with torch.no_grad():
@@ -137,14 +136,14 @@ def measure(
         if not u.any():
             return nothing("the inputs do not differ over the batch at any step up to the last loss")
         generator = torch.Generator().manual_seed(seed)
-        u = _rotated(u, generator)
-        g = _rotated(gradient[origins], generator)
-        residuals = [_less_nearer(u, count) for count in range(nearer + 1)]
-        orders = torch.stack(
-            [torch.arange(batch)] + [torch.randperm(batch, generator=generator) for _ in range(permutations)]
-        )
+        u = _rotated(u / u.abs().max(), generator)
+        g = _rotated(gradient[origins] / gradient.abs().max(), generator).float()
+        residuals = [_less_nearer(u, count).float() for count in range(nearer + 1)]
+        permuted = [torch.randperm(batch, generator=generator) for _ in range(permutations)]
+        orders = torch.stack([torch.arange(batch), *permuted])
         statistics, note = _statistics(g, origins, residuals, orders, method)
-    z, threshold = _judged(statistics.numpy(), level)
+        tested = _defined(origins, residuals)
+    z, threshold = _judged(statistics.double().numpy(), tested.numpy(), level)
     if np.isnan(z).all():
         return nothing("no permutation changes the statistic at any lag")
     z = np.concatenate([z, np.full(steps - last, np.nan)])
@@ -170,7 +169,7 @@ def _rotated(x: Tensor, generator: torch.Generator, limit: int = 1024) -> Tensor
     """x (n, B, D) in the orthonormal basis of its principal directions over (step, sequence), largest variance first.
 
     Directions without variance are dropped: norms and inner products stay. The basis does not depend on the order of
-    the sequences, so the permutation test stays exact. Above `limit` dimensions a Gaussian sketch keeps norms on average.
+    the sequences: the permutation test stays exact. Above `limit` dimensions a Gaussian sketch keeps norms on average.
     """
     rows = x.flatten(0, 1)
     if rows.shape[1] > limit:
@@ -204,7 +203,8 @@ def _less_nearer(u: Tensor, count: int) -> Tensor:
         if ridge > 0:  # the last step has no next input
             gram.diagonal().add_(ridge)
             own -= (x @ torch.linalg.solve(gram, x.T @ y)).reshape(own.shape)
-    return residual
+    left, before = residual.pow(2).sum((1, 2), keepdim=True), u.pow(2).sum((1, 2), keepdim=True)
+    return residual * (left > EXPLAINED * before)
 
 
 # --- the statistic at all lags and orders --------------------------------------------------------------------------
@@ -215,8 +215,9 @@ def _statistics(
 ) -> tuple[Tensor, str | None]:
     """(P + 1, T) statistics, row 0 the observed order, and a note if something had to be left out.
 
-    Two forms of the same sum. Over sequences: C itself, then its square. Over pairs of sequences: the Gram (or centred
-    distance) matrices of g and u, whose elementwise product sums to the statistic; its price does not depend on H and D.
+    Two forms of the same sum. Over sequences: C itself, then its square. Over pairs of sequences: the Gram (or
+    centred distance) matrices of g and u, whose product, entry by entry, sums to it; its price does not grow with H, D.
+    Sides of unit scale in float32: the statistic is then right to about 1e-6, which z does not notice.
     """
     note = None
     (losses, batch, rank), (steps, _, size) = g.shape, residuals[0].shape
@@ -246,13 +247,19 @@ def _statistics(
         for first in range(len(nearest), steps, chunk):
             lags = torch.arange(first, min(first + chunk, steps))
             u = torch.stack([_delayed(residuals[-1], origins, int(lag)) for lag in lags], dim=1)
-            statistics[:, lags] = _by_product(
-                items, lift(u.flatten(0, 1)).unflatten(0, u.shape[:2]), orders, pairs, power
-            )
+            lifted = lift(u.flatten(0, 1)).unflatten(0, u.shape[:2])
+            statistics[:, lags] = _by_product(items, lifted, orders, pairs, power)
     for lag in nearest:
         u = lift(_delayed(residuals[lag], origins, lag))[:, None]
         statistics[:, lag] = _by_product(items, u, orders, pairs, power)[:, 0]
     return statistics, note
+
+
+def _defined(origins: Tensor, residuals: list[Tensor]) -> Tensor:
+    """(T,) bool: lags at which some step with a loss meets an input that differs over the batch."""
+    varying = [u.flatten(1).any(1) for u in residuals]
+    of = [varying[min(lag, len(varying) - 1)] for lag in range(len(varying[0]))]
+    return torch.stack([of[lag][origins[origins >= lag] - lag].any() for lag in range(len(of))])
 
 
 def _delayed(u: Tensor, origins: Tensor, lag: int) -> Tensor:
@@ -261,7 +268,7 @@ def _delayed(u: Tensor, origins: Tensor, lag: int) -> Tensor:
 
 
 def _by_product(items: Tensor, u: Tensor, orders: Tensor, pairs: bool, power: int) -> Tensor:
-    """(P + 1, L): Σ over entries of (Σ_n Σ_i items[n, order(i)] ⊗ u[n, l, i])^power; items (n, I, r), u (n, L, I, d)."""
+    """(P + 1, L): Σ_entries (Σ_n Σ_i items[n, order(i)] ⊗ u[n, l, i])^power; items (n, I, r), u (n, L, I, d)."""
     losses, lags, count, size = u.shape
     rank = items.shape[2]
     flat = u.transpose(1, 2).reshape(losses * count, lags * size)
@@ -316,7 +323,7 @@ def _grams(x: Tensor) -> Tensor:
 
 
 def _distances(x: Tensor) -> Tensor:
-    """(n, B, D) → (n, B², 1), the Euclidean distances less their row and column means (Székely, Rizzo & Bakirov 2007)."""
+    """(n, B, D) → (n, B², 1), Euclidean distances less their row and column means (Székely, Rizzo & Bakirov 2007)."""
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     d = d - d.mean(1, keepdim=True) - d.mean(2, keepdim=True) + d.mean((1, 2), keepdim=True)
     return d.flatten(1)[..., None]
@@ -351,17 +358,20 @@ def _leading(g: Tensor, residuals: list[Tensor], most: int) -> tuple[Tensor, lis
 # --- the judgement -------------------------------------------------------------------------------------------------
 
 
-def _judged(statistics: NDArray[np.float64], level: float) -> tuple[NDArray[np.float64], float]:
+def _judged(
+    statistics: NDArray[np.float64], tested: NDArray[np.bool_], level: float
+) -> tuple[NDArray[np.float64], float]:
     """z of the observed order (row 0) by lag, and the threshold.
 
     Every order, the observed one too, is standardised by all the others. So, with no dependence, the P + 1 largest
-    values over lags are exchangeable, and the observed one is above their `level` quantile in at most 1 − level of cases.
+    values over lags are exchangeable, and the observed one is above their `level` quantile in at most 1 − level of
+    cases.
     """
     count = len(statistics)
     mean = statistics.mean(0)
     d = statistics - mean
     total = (d**2).sum(0)
-    tested = total > count * (1e-9 * np.abs(statistics).max(0)) ** 2
+    tested = tested & (total > count * (1e-5 * np.abs(statistics).max(0)) ** 2)
     z = np.full_like(statistics, np.nan)
     d, total = d[:, tested], total[tested]
     others = np.maximum(total - d**2 * count / (count - 1), 1e-12 * total) / (count - 2)
