@@ -195,8 +195,9 @@ def _adjoint(log10: np.ndarray, batch: int, rng: np.random.Generator) -> Adjoint
 
 def _terms(name: str, cell: str, share: np.ndarray, log10: np.ndarray, rng: np.random.Generator) -> Terms:
     def row(gate: str | None) -> Terms:
-        signs = np.where(rng.random(len(share)) < 0.2, -1, 1)
-        return Terms(name, gate, share * signs, log10 + rng.normal(0, 0.2, len(share)) - 1, 10 ** rng.uniform(-8, -6))
+        signs = np.where(rng.random(len(share)) < 0.15 * (share < 0.1), -1, 1)
+        signed = share * signs / np.sum(share * signs)
+        return Terms(name, gate, signed, log10 + rng.normal(0, 0.2, len(share)) - 1, 10 ** rng.uniform(-8, -6))
 
     whole = row(None)
     return dataclasses.replace(whole, gates={gate: row(gate) for gate in GATES[cell]})

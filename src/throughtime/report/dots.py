@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from throughtime.report.notation import number, signed
-from throughtime.report.svg import document, element, line, text
+from throughtime.report.svg import document, element, line, text, width_of
 
 if TYPE_CHECKING:
     from throughtime.verify import Verification
@@ -99,8 +99,10 @@ def _interval(verification: Verification, left: float, right: float, y: float, j
     if np.isfinite(verification.low) and np.isfinite(verification.high):
         parts.append(line(x(verification.low), y, x(verification.high), y, "tt-span"))
     if np.isfinite(verification.difference):
-        centre = min(max(x(verification.difference), left + 60), right - 60)
         parts.append(element("circle", cx=x(verification.difference), cy=y, r=5, class_=kind or "tt-ink"))
-        words = f"{signed(verification.difference)}: {verification.verdict}"
+        span = f"{signed(verification.low)} to {signed(verification.high)}"
+        words = f"{signed(verification.difference)}, 95 % interval {span}: {verification.verdict}"
+        half = width_of(words) / 2
+        centre = min(max(x(verification.difference), 8 + half), right + 14 - half)
         parts.append(text(words, centre, y + 27, f"tt-strong tt-halo {kind or 'tt-ink'}", "middle"))
     return "".join(parts)

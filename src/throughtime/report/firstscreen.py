@@ -12,9 +12,10 @@ from throughtime.diagnosis.finding import SEVERITIES, Finding
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.flow import Flow, LayerFlow
 from throughtime.report.dots import before_and_after
-from throughtime.report.notation import from_log10, lag_words, number
+from throughtime.report.notation import arriving, lag_words, number
 from throughtime.report.picture import Curve, curve_of, supply_and_demand
 from throughtime.report.sentences import lines_to_paste, marked, spoken
+from throughtime.verify import Verification
 
 WINDOW = 0.01
 """The gradient horizon that is named on the first screen: 99 % of the gradient lies within it."""
@@ -61,14 +62,59 @@ def main_layer(report: Report) -> LayerFlow:
 
 
 def story(report: Report) -> list[Row]:
-    """The headline's sentences, each with the figure to remember."""
-    figures = {"needed": _needed, "reached": _reached, "finding": _finding, "after": _after}
-    rows: list[Row] = []
+    """The headline's sentences, each with the figure to remember; of the main layer, where there are several."""
+    main = main_layer(report).name
+    layers = iter([needed.layer for needed in report.needed])
+    findings = iter([finding for finding in report.findings if not finding.preview])
+    layer, rows = main, []
     for label, sentence in report.headline():
-        figure, tone = figures[label](report) if label in figures else ("", "")
-        code = _code(report, sentence) if label == "try" else ""
-        rows.append(Row(label, figure, marked(sentence), tone, code))
+        if label == "needed":
+            layer = next(layers, main)
+        if label in ("needed", "reached") and layer != main:
+            continue
+        rows.append(_row(report, label, sentence, next(findings, None) if label == "finding" else None))
     return rows
+
+
+def told_of(report: Report, layer: str) -> list[Markup]:
+    """The headline's sentences on what one layer needs and reaches."""
+    layers = iter([needed.layer for needed in report.needed])
+    current, told = "", []
+    for label, sentence in report.headline():
+        if label == "needed":
+            current = next(layers, "")
+        if label in ("needed", "reached") and current == layer:
+            told.append(marked(sentence.removeprefix(f"{layer}: ")))
+    return told
+
+
+def others(report: Report) -> list[tuple[str, str, str]]:
+    """(layer, needed, reached) of every layer but the main one."""
+    main = main_layer(report)
+    layers = [layer for layer in report.flow.layers.values() if layer is not main]
+    return [(layer.name, _needed(report, layer), _reached(report, layer)) for layer in layers]
+
+
+def _row(report: Report, label: str, sentence: str, finding: Finding | None) -> Row:
+    layer, may_judge = main_layer(report), judged(report)
+    tone = {"needed": "demand", "reached": "supply"}.get(label, "") if needed_of(report, layer.name).lags else ""
+    if label == "needed":
+        return Row(label, _needed(report, layer), _of_one(report, layer, sentence), tone)
+    if label == "reached":
+        return Row(label, _reached(report, layer), _of_one(report, layer, sentence), tone)
+    if finding is not None:
+        words = sentence.removeprefix(f"{finding.code} {finding.name}: ")
+        tone = "bad" if may_judge and finding.severity != "info" else ""
+        return Row(label, f"{finding.code} {spoken(finding.name)}", marked(words), tone)
+    if label == "after" and report.verification is not None:
+        tone = {"helps": "good", "harms": "bad"}.get(report.verification.verdict, "") if may_judge else ""
+        return Row(label, _after(report.verification), marked(sentence), tone)
+    return Row(label, "", marked(sentence), code=lines_to_paste([sentence]) if label == "try" else "")
+
+
+def _of_one(report: Report, layer: LayerFlow, sentence: str) -> Markup:
+    """The sentence without the layer's name in front, which the page says elsewhere."""
+    return marked(sentence.removeprefix(f"{layer.name}: ") if len(report.flow.layers) > 1 else sentence)
 
 
 def picture(report: Report, layer: LayerFlow, width: int, alone: bool = False) -> Markup:
@@ -127,45 +173,27 @@ def _short(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[:10]}…{name[-12:]}"
 
 
-def _needed(report: Report) -> tuple[str, str]:
-    layer = main_layer(report)
+def _needed(report: Report, layer: LayerFlow) -> str:
     needed = needed_of(report, layer.name)
     if needed.lags:
-        return lag_words(needed.lags), "demand"
+        return lag_words(needed.lags)
     measured = layer.demand is not None and layer.demand.missing is None
-    return "not detected" if measured else "not measured", ""
+    return "not detected" if measured else "not measured"
 
 
-def _reached(report: Report) -> tuple[str, str]:
-    layer = main_layer(report)
+def _reached(report: Report, layer: LayerFlow) -> str:
     farthest = needed_of(report, layer.name).farthest
     if farthest is None:
         window = layer.horizon.get(WINDOW)
-        return (f"gradient horizon {window}" if window is not None else ""), ""
+        return f"gradient horizon {window}" if window is not None else ""
     norm = np.asarray(layer.adjoint.log10_norm, dtype=float)
     if farthest >= len(norm):
-        return f"at most {len(norm) - 1} steps", "supply"
+        return f"at most {len(norm) - 1} steps"
     with np.errstate(invalid="ignore"):
-        arriving = float(norm[farthest] - norm[0])
-    return (f"{from_log10(arriving)} at lag {farthest}" if not math.isnan(arriving) else ""), "supply"
+        log10 = float(norm[farthest] - norm[0])
+    return "" if math.isnan(log10) else f"{arriving(log10)} at lag {farthest}"
 
 
-def _finding(report: Report) -> tuple[str, str]:
-    found = stable(report)
-    if not found:
-        return "", ""
-    bad = judged(report) and found[0].severity != "info"
-    return f"{found[0].code} {spoken(found[0].name)}", "bad" if bad else ""
-
-
-def _after(report: Report) -> tuple[str, str]:
-    verification = report.verification
-    if verification is None:
-        return "", ""
+def _after(verification: Verification) -> str:
     before, after = (number(float(np.mean(values)), 2) for values in (verification.before, verification.after))
-    tone = {"helps": "good", "harms": "bad"}.get(verification.verdict, "") if judged(report) else ""
-    return f"{before} → {after} {verification.metric}", tone
-
-
-def _code(report: Report, sentence: str) -> str:
-    return lines_to_paste([sentence]) or lines_to_paste(finding.remedy for finding in stable(report))
+    return f"{before} → {after} {verification.metric}"

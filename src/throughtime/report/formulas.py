@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 
 def _math(body: str) -> Markup:
-    return Markup(f'<math display="inline">{body}</math>')
+    return Markup(f'<math displaystyle="true">{body}</math>')
 
 
 _ADJOINT = "<msub><mi>λ</mi><mrow><mi>t</mi><mo>,</mo><mi>k</mi></mrow></msub>"
@@ -18,6 +18,7 @@ ADJOINT = _math(
     "<mrow><mi>i</mi><mo>=</mo><mi>k</mi><mo>+</mo><mn>1</mn></mrow><mi>t</mi></munderover><msub><mi>J</mi><mi>i</mi></msub>"
 )
 SUPPLY = _math(
+    '<mi>supply</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo>'
     "<mfrac><mrow><mi>rms</mi><mo>‖</mo><msub><mi>λ</mi><mrow><mi>t</mi><mo>,</mo><mi>t</mi><mo>−</mo><mi>τ</mi></mrow>"
     "</msub><mo>‖</mo></mrow><mrow><mi>rms</mi><mo>‖</mo><msub><mi>λ</mi><mrow><mi>t</mi><mo>,</mo><mi>t</mi></mrow></msub>"
     "<mo>‖</mo></mrow></mfrac>"
@@ -37,6 +38,7 @@ BIAS = _math(
     f"<mrow>{_NORM_G}</mrow></mfrac>"
 )
 NOISE = _math(
+    '<mi>signal-to-noise</mi><mo stretchy="false">(</mo><mi>τ</mi><mo stretchy="false">)</mo><mo>=</mo>'
     "<mfrac><mrow><msup><mrow><mo>‖</mo><mi>m</mi><mo>‖</mo></mrow><mn>2</mn></msup><mo>−</mo><mi>v</mi><mo>/</mo><mi>B</mi>"
     "</mrow><mrow><mi>v</mi><mo>/</mo><mi>B</mi></mrow></mfrac>"
 )
@@ -45,7 +47,8 @@ PATHS = _math(
     "<msub><mi>λ</mi><mi>p</mi></msub>"
 )
 TIMESCALE = _math(
-    "<mi>timescale</mi><mo>=</mo><mo>−</mo><mn>1</mn><mo>/</mo><mo>⟨</mo><mi>ln</mi><mo>⁡</mo><mi>carry</mi><mo>⟩</mo>"
+    "<mi>timescale</mi><mo>=</mo><mo>−</mo><mn>1</mn><mo>/</mo><mo>⟨</mo><mi>ln</mi>"
+    '<mspace width="0.2em"/><mi>carry</mi><mo>⟩</mo>'
 )
 RESIDUAL = _math(
     f"<mfrac><mrow><mo>‖</mo><munder><mo>∑</mo><mi>τ</mi></munder>{_TERM}<mo>−</mo><mi>G</mi><mo>‖</mo></mrow>"

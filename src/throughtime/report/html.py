@@ -18,7 +18,18 @@ from markupsafe import Markup
 from throughtime.errors import InputError
 from throughtime.report import formulas
 from throughtime.report.charts.training import training
-from throughtime.report.firstscreen import WIDTHS, both_widths, dots, judged, main_layer, picture, stable, story
+from throughtime.report.firstscreen import (
+    WIDTHS,
+    both_widths,
+    dots,
+    judged,
+    main_layer,
+    needed_of,
+    others,
+    picture,
+    stable,
+    story,
+)
 from throughtime.report.page import facts, sections
 from throughtime.report.palette import variables
 from throughtime.report.sentences import linked, marked, spoken
@@ -47,8 +58,10 @@ def render(report: Report) -> str:
         .render(
             report=report,
             layer=layer,
+            needed=needed_of(report, layer.name),
             facts=facts(layer),
             story=story(report),
+            others=others(report),
             picture=both_widths({name: picture(report, layer, width) for name, width in WIDTHS.items()}),
             dots=dots(report),
             judged=judged(report),

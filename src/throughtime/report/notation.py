@@ -29,8 +29,18 @@ def from_log10(log10: float, digits: int = 2) -> str:
     return f"{_trimmed(f'{mantissa:.{digits - 1}f}')} × {power_of_ten(exponent)}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits: 0.0131, 0.5, 1.4 × 10⁻⁸, 12 300; – where there is none."""
+def arriving(log10: float) -> str:
+    """What a supply of 10^log10 means: “1.3 × 10⁻¹⁹ arrives”, “nothing arrives”, “grown 960-fold”."""
+    if math.isinf(log10) and log10 < 0:
+        return "nothing arrives"
+    return f"grown {from_log10(log10)}-fold" if log10 > 0.04 else f"{from_log10(log10)} arrives"
+
+
+def number(value: float | None, digits: int = 3, *, fixed: bool = False) -> str:
+    """A number with `digits` significant digits: 0.0131, 0.5, 1.4 × 10⁻⁸, 12 300; – where there is none.
+
+    fixed: final zeros stay, so that columns of a table line up.
+    """
     if value is None or math.isnan(value):
         return ABSENT
     if math.isinf(value):
@@ -38,14 +48,15 @@ def number(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     if not 1e-3 <= abs(value) < 1e5:
-        return ("−" if value < 0 else "") + _scientific(abs(value), digits)
+        return ("−" if value < 0 else "") + _scientific(abs(value), digits, fixed)
     decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    return _trimmed(f"{value:,.{decimals}f}").replace(",", "\u202f").replace("-", "−")
+    written = f"{value:,.{decimals}f}"
+    return (written if fixed else _trimmed(written)).replace(",", "\u202f").replace("-", "−")
 
 
-def _scientific(value: float, digits: int) -> str:
+def _scientific(value: float, digits: int, fixed: bool) -> str:
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{_trimmed(mantissa)} × {power_of_ten(int(exponent))}"
+    return f"{mantissa if fixed else _trimmed(mantissa)} × {power_of_ten(int(exponent))}"
 
 
 def _trimmed(written: str) -> str:

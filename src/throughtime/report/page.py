@@ -11,7 +11,7 @@ from markupsafe import Markup
 from throughtime.diagnosis.report import Report
 from throughtime.flow import LayerFlow, Missing, Terms, Unit
 from throughtime.report.charts import Chart, layer_charts
-from throughtime.report.firstscreen import WIDTHS, both_widths, needed_of, picture
+from throughtime.report.firstscreen import WIDTHS, both_widths, needed_of, picture, told_of
 from throughtime.report.notation import ABSENT, lag_words, number
 
 MAP_SIDE = 512
@@ -34,6 +34,7 @@ class Section:
     layer: LayerFlow
     facts: str
     picture: Markup
+    told: list[Markup]
     charts: list[Chart]
     kinds: str
     units: list[list[Cell]]
@@ -56,6 +57,7 @@ def _section(report: Report, layer: LayerFlow, index: int, side: int, several: b
         layer=layer,
         facts=facts(layer),
         picture=both_widths(drawings),
+        told=told_of(report, layer.name) if several else [],
         charts=layer_charts(layer, needed_of(report, layer.name).lags, side),
         kinds=_kinds(layer.units),
         units=[_unit(unit) for unit in layer.units],
@@ -100,13 +102,16 @@ def _terms(terms: Terms, tail: int | None) -> list[Cell]:
     total = float(np.nansum(share)) if np.isfinite(share).any() else math.nan
     norm = np.where(np.isnan(terms.log10_norm), -np.inf, terms.log10_norm)
     peak = int(np.argmax(norm)) if len(norm) and np.isfinite(norm).any() else None
-    sums = Cell(number(total, 5) + (f" up to lag {tail - 1}" if tail is not None else ""), _sortable(total))
+    sums = Cell(
+        (ABSENT if math.isnan(total) else f"{total:.4f}") + (f" up to lag {tail - 1}" if tail is not None else ""),
+        _sortable(total),
+    )
     where = Cell(str(peak) if peak is not None else ABSENT, str(peak) if peak is not None else "")
     return [_word(terms.name), _word(terms.gate or "whole"), _number(terms.residual), sums, where]
 
 
 def _number(value: float | None, absent: str = ABSENT) -> Cell:
-    shown = number(value)
+    shown = number(value, fixed=True)
     return Cell(absent if shown == ABSENT else shown, _sortable(value))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from throughtime.report.notation import from_log10, lag_words, number, power_of_ten, runs
+from throughtime.report.notation import arriving, from_log10, lag_words, number, power_of_ten, runs
 from throughtime.report.svg import document, element, line, polyline, text, width_of
 
 if TYPE_CHECKING:
@@ -246,8 +246,12 @@ def _values(frame: Frame, words: Words, curves: Sequence[Curve], lags: Sequence[
             continue
         y = frame.y(value)
         parts.append(element("circle", cx=x, cy=y, r=4, class_="tt-supply"))
-        level = min(max(y - 9, frame.top + 14), frame.bottom - 8)
-        told = f"{from_log10(value)} arrives" if math.isfinite(value) else "nothing arrives"
+        told = arriving(value)
+        length = width_of(told)
+        start = x - 9 - length if left else x + 9
+        lines = [min(max(y + shift, frame.top + 14), frame.bottom - 8) for shift in (-9, 18)]
+        cost = {at: _covered(frame, curves, start, at, length) + 9 * words.covered(start, at, length) for at in lines}
+        level = min(cost, key=cost.__getitem__)
         parts.append(words.place(told, x + (-9 if left else 9), level, "tt-ink tt-strong", left))
     return "".join(parts)
 
@@ -271,13 +275,21 @@ def _label(frame: Frame, words: Words, curve: Curve, curves: Sequence[Curve]) ->
 
 
 def _covered(frame: Frame, curves: Sequence[Curve], x: float, y: float, length: float) -> int:
-    """How many points of curves lie under a line of text."""
+    """How much of the curves lies under a line of text, in samples a pixel or so apart."""
     count = 0
+    across = np.arange(x - 4, x + length + 4)
     for curve in curves:
-        lags = np.arange(0, len(curve.log10), max(len(curve.log10) // 200, 1))
-        px = np.array([frame.x(int(lag)) for lag in lags])
-        py = np.array([frame.y(value) if value >= frame.low else math.inf for value in curve.log10[lags].tolist()])
-        count += int(np.sum((px > x - 4) & (px < x + length + 4) & (py > y - 16) & (py < y + 7)))
+        lags = np.arange(len(curve.log10))
+        shown = np.maximum(curve.log10, frame.low)
+        px = frame.left + (frame.right - frame.left) * (lags + 0.5) / frame.lags
+        py = frame.top + (frame.high - shown) / (frame.high - frame.low) * (frame.bottom - frame.top)
+        known = np.isfinite(py) & (np.isfinite(curve.log10) | np.isneginf(curve.log10))
+        if not known.any():
+            continue
+        height = np.interp(across, px[known], py[known], left=np.nan, right=np.nan)
+        step = np.abs(np.diff(height, append=height[-1]))  # a steep curve covers all lines between two samples
+        on_floor = height >= frame.bottom
+        count += int(np.sum((height + step > y - 16) & (height < y + 7) & ~on_floor))
     return count
 
 
@@ -338,6 +350,6 @@ def _description(curves: Sequence[Curve], needed: Needed | None) -> str:
         known = np.flatnonzero(np.isfinite(curve.log10))
         if len(known):
             lag = max((lag for lag in lags if lag in known), default=int(known[-1]))
-            name = curve.label or "the gradient of lag 0"
-            told.append(f"At lag {lag}, {from_log10(float(curve.log10[lag]))} of {name} arrives.")
+            name = curve.label or "Supply"
+            told.append(f"{name} at lag {lag}: {arriving(float(curve.log10[lag]))}.")
     return " ".join([asked, *told])

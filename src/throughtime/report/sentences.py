@@ -14,7 +14,7 @@ _CALL = re.compile(r"\b(?:tt|throughtime)\.[\w.]+\([^()\n]*\)")
 
 def marked(sentence: str) -> Markup:
     """Escaped text with its `code` set as code."""
-    parts = _CODE.split(sentence)
+    parts = _CODE.split(sentence.replace(" %", "\u00a0%"))  # a percent sign stays with its number
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import ArrayLike
 
 from throughtime.report.notation import runs
@@ -29,7 +30,7 @@ class Chart:
     title: str
     caption: str
     views: Mapping[str, Figure]
-    formula: str = ""
+    formulas: tuple[Markup, ...] = ()
     note: str = ""
     half: bool = False
     height: int = 320
@@ -72,6 +73,8 @@ def axis(title: str, **more: Any) -> Figure:
     return {"title": {"text": title}, **more}
 
 
+LOG = {"type": "log", "exponentformat": "power", "minorloglabels": "none"}
+"""A log axis that labels decades."""
 POWERS = {"tickprefix": "10<sup>", "ticksuffix": "</sup>"}
 """For an axis that holds log10 values: plotted as they are, so that 1e-400 does not become 0."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from throughtime.flow import LayerFlow
-from throughtime.report.charts.chart import Chart, axis, by_lag, figure, needed_bands
+from throughtime.report.charts.chart import LOG, Chart, axis, by_lag, figure, needed_bands
 from throughtime.report.formulas import NOISE
 
 
@@ -26,12 +26,12 @@ def noise(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
             "": figure(
                 [data],
                 xaxis=axis("lag τ"),
-                yaxis=axis("signal / noise", type="log", exponentformat="power"),
+                yaxis=axis("signal / noise", **LOG),
                 shapes=[*needed_bands(lags), level],
                 showlegend=False,
             )
         },
-        formula=NOISE,
+        formulas=(NOISE,),
         half=True,
         height=400,
     )

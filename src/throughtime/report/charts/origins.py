@@ -35,7 +35,7 @@ def _lines(found: OriginStep, carrying: NDArray[np.intp]) -> Chart:
         caption="The loss reads the network at few steps, so each gets a line: how its gradient fades or grows on its "
         "way from the right end back to step k.",
         views={"": figure(data, xaxis=axis("step k"), yaxis=axis("‖λ[t, k]‖", **POWERS), showlegend=True)},
-        formula=ADJOINT,
+        formulas=(ADJOINT,),
     )
 
 
@@ -60,8 +60,8 @@ def _map(found: OriginStep) -> Chart:
         title="Origin × step",
         caption="Start on the diagonal and read along a row to the left: how the gradient of the loss at step t fades "
         "or grows on its way back to step k.",
-        views={"": figure([data], xaxis=axis("step k"), yaxis=axis("loss at step t"))},
-        formula=ADJOINT,
+        views={"": figure([data], xaxis=axis("step k"), yaxis=axis("loss at step t", showgrid=False))},
+        formulas=(ADJOINT,),
         height=460,
     )
 

@@ -18,7 +18,9 @@ def parameters(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     terms = [*_blocks(layer), *((row, 1) for row in layer.initial_state.values())]
     if not terms:
         return None
-    names = [label(f"{row.name} · {row.gate}" if row.gate else row.name) for row, _ in terms]
+    names = [
+        label(row.name.removeprefix(f"{layer.name}.") + (f" · {row.gate}" if row.gate else "")) for row, _ in terms
+    ]
     width = max(len(row.share) + start for row, start in terms)
     share = np.stack([_padded(row.share, start, width) for row, start in terms])
     norm = np.stack([_padded(row.log10_norm, start, width) for row, start in terms])
@@ -26,9 +28,9 @@ def parameters(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
         key="parameters",
         title="Lag × parameter",
         caption="Each row is one block of weights: blue lags push it the way that this backward pass moved it, purple "
-        "lags pull against that, and every second shade is a factor of ten.",
+        "lags pull against that, and the colour pales by a factor of ten every quarter of the scale.",
         views={"share": _shares(share, names), "norm": _norms(norm, names)},
-        formula=TERM + SHARE,
+        formulas=(TERM, SHARE),
         note="Shares are relative to a block's own gradient and add up to 1 over the lags.",
         height=min(110 + 24 * len(terms), 700),
     )
@@ -49,7 +51,7 @@ def _heatmap(z: Array, names: list[str], hover: str, **trace: object) -> Figure:
     data = {"type": "heatmap", "x0": 0, "dx": 1, "z": rows(z, 3), "hoverongaps": False, **trace}
     data |= {"hovertemplate": hover + "<extra></extra>", "y": list(range(len(names)))}
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed"}
-    return figure([data], xaxis=axis("lag τ"), yaxis={**ticks, "showgrid": False, "ticks": ""})
+    return figure([data], xaxis=axis("lag τ"), yaxis={**ticks, "showgrid": False})
 
 
 def _shares(share: Array, names: list[str]) -> Figure:

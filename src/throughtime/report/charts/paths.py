@@ -25,7 +25,7 @@ def paths(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
         caption="Each line is the part of the step from lag τ − 1 to τ that took this path; the lines add up to 1, and "
         "one below 0 works against the rest.",
         views={"": figure(data, xaxis=axis("lag τ"), yaxis=axis("share of the step"), shapes=needed_bands(lags))},
-        formula=PATHS,
+        formulas=(PATHS,),
         half=True,
     )
 

@@ -31,10 +31,11 @@ def supply(layer: LayerFlow, lags: tuple[int, ...]) -> Chart:
                 data,
                 xaxis=axis("lag τ"),
                 yaxis=axis("fraction that arrives", **POWERS),
+                showlegend=len(layer.adjoint.by_state) > 1,
                 shapes=needed_bands(lags),
             )
         },
-        formula=SUPPLY,
+        formulas=(SUPPLY,),
     )
 
 

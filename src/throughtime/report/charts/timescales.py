@@ -10,6 +10,7 @@ from throughtime.flow import LayerFlow, Unit
 from throughtime.report.charts.chart import Chart, Figure, axis, figure, label, series
 from throughtime.report.formulas import TIMESCALE
 
+DIGITS = {"type": "log", "minorloglabels": "complete", "nticks": 6}
 KINDS = {
     "long-term": ("--tt-supply", "circle"),
     "short-term": ("--tt-one", "diamond"),
@@ -35,12 +36,12 @@ def timescales(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
         views={
             "": figure(
                 data,
-                xaxis=axis("gate timescale (steps)", type="log", exponentformat="power", dtick="D2"),
-                yaxis=axis("half-life of the gradient (steps)", type="log", exponentformat="power", dtick="D2"),
+                xaxis=axis("gate timescale (steps)", **DIGITS),
+                yaxis=axis("half-life of the gradient (steps)", **DIGITS),
                 showlegend=True,
             )
         },
-        formula=TIMESCALE,
+        formulas=(TIMESCALE,),
         note=note,
         half=True,
         height=400,

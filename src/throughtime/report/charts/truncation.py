@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from throughtime.flow import LayerFlow
-from throughtime.report.charts.chart import Chart, Figure, axis, by_lag, figure, needed_bands
+from throughtime.report.charts.chart import LOG, Chart, Figure, axis, by_lag, figure, needed_bands
 from throughtime.report.formulas import BIAS
 from throughtime.report.notation import number
 
@@ -29,14 +29,14 @@ def truncation(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
             "": figure(
                 data,
                 xaxis=axis("window K", anchor="y2"),
-                yaxis=axis("bias", type="log", exponentformat="power", domain=[0.42, 1]),
+                yaxis=axis("bias", **LOG, domain=[0.42, 1]),
                 yaxis2=axis("cosine", domain=[0, 0.32]),
                 shapes=[*needed_bands(lags), *marks],
                 annotations=words,
                 showlegend=False,
             )
         },
-        formula=BIAS,
+        formulas=(BIAS,),
         half=True,
         height=400,
     )

@@ -3,6 +3,8 @@
 (() => {
   const root = document.documentElement;
   const PRINT_WIDTH = 660;
+  const BAR_BESIDE = { thickness: 12, outlinewidth: 0 };
+  const BAR_ABOVE = { ...BAR_BESIDE, orientation: "h", y: 1.01, yanchor: "bottom", len: 0.9, nticks: 5 };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const plots = [...document.querySelectorAll(".plot")];
   const painted = new Set();
@@ -56,7 +58,7 @@
     };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout)])) {
       const kind = /^([xy]axis)\d*$/.exec(name);
-      if (kind) whole[name] = { ...axes[kind[1]], ...layout[name], title: { standoff: 8, ...layout[name]?.title } };
+      if (kind) whole[name] = { ...axes[kind[1]], ...layout[name], title: { standoff: 8, font: { size: 13 }, ...layout[name]?.title } };
     }
     return whole;
   }
@@ -65,7 +67,9 @@
     const views = figures[plot.dataset.chart];
     const name = plot.dataset.view ?? Object.keys(views)[0];
     const { data, layout } = coloured({ data: views[name].data, layout: laidOut(views[name].layout) }, getComputedStyle(root));
-    for (const trace of data) if (trace.colorbar) trace.colorbar = { thickness: 12, outlinewidth: 0, ...trace.colorbar };
+    const narrow = plot.clientWidth < 480;
+    for (const trace of data) if (trace.colorbar) Object.assign(trace.colorbar, narrow ? BAR_ABOVE : BAR_BESIDE);
+    if (narrow) layout.font.size = 11;
     if (width) layout.width = Math.min(width, plot.clientWidth || width);
     painted.add(plot);
     return Plotly.react(plot, data, layout, { displayModeBar: false, displaylogo: false, responsive: true });
