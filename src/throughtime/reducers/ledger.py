@@ -45,12 +45,17 @@ def entries(linearization: Linearization) -> list[Entry]:
     ]
 
 
-def operand(block: Block, name: str) -> Tensor:
-    """The operand at the block's rows: (L, R·B, width); of a bias, ones."""
-    if name == "1":
-        lags, rows, batch = block.adjoint.shape[:3]
-        return block.adjoint.new_ones(lags, rows * batch, 1)
-    return block.take(block.window.operands[name]).flatten(1, 2)
+def operand(block: Block, name: str) -> Tensor | None:
+    """The operand at the block's rows: (L, R·B, width); None for a bias."""
+    return None if name == "1" else block.take(block.window.operands[name]).flatten(1, 2)
+
+
+def outer(p: Tensor, x: Tensor | None) -> Tensor:
+    """Σ p ⊗ x over rows: (…, N, H), (…, N, width) to (…, H, width); x None is a bias, whose operand is 1.
+
+    A bias is summed and not multiplied by ones: matrix products add long columns up with a growing error.
+    """
+    return p.sum(-2).unsqueeze(-1) if x is None else p.mT @ x
 
 
 def term_squares(block: Block, rows: list[Entry]) -> Tensor:
@@ -60,18 +65,15 @@ def term_squares(block: Block, rows: list[Entry]) -> Tensor:
     out = []
     for row in rows:
         p = block.pre[..., row.place, :].flatten(1, 2)
-        if row.operand == "1":
-            out.append(p.sum(1).square().sum(1))
-            continue
         x = operand(block, row.operand)
-        if p.shape[1] <= (p.shape[2] * x.shape[2]) // (p.shape[2] + x.shape[2]) + 1:
+        if x is not None and p.shape[1] <= (p.shape[2] * x.shape[2]) // (p.shape[2] + x.shape[2]) + 1:
             if row.operand not in grams:
                 grams[row.operand] = x @ x.mT
             if row.place not in pre_grams:
                 pre_grams[row.place] = p @ p.mT
             out.append((grams[row.operand] * pre_grams[row.place]).sum((1, 2)).clamp_min(0))
         else:
-            out.append((p.mT @ x).square().sum((1, 2)))
+            out.append(outer(p, x).square().sum((1, 2)))
     return torch.stack(out)
 
 
@@ -149,11 +151,11 @@ class Ledger(Reducer):
         if self.keep_terms:
             terms = self.tensor("terms")
             for place in order:
-                terms[lags[place]] += torch.cat([(p[place].mT @ x[place]).flatten() for p, x in zip(ps, xs, strict=True)])
+                terms[lags[place]] += torch.cat([outer(p[place], None if x is None else x[place]).flatten() for p, x in zip(ps, xs, strict=True)])
         if self.mode == "all":
             self._one_by_one(ps, xs, lags, order)
             return
-        after = [left - p.flatten(0, 1).mT @ x.flatten(0, 1) for left, p, x in zip(self.left, ps, xs, strict=True)]
+        after = [left - outer(p.flatten(0, 1), None if x is None else x.flatten(0, 1)) for left, p, x in zip(self.left, ps, xs, strict=True)]
         passed = sizes[order].cumsum(0)
         end = self._left_norm(after)
         behind = passed[-1] - passed
@@ -167,11 +169,11 @@ class Ledger(Reducer):
         self.bias_low[lags[order]], self.bias_high[lags[order]] = low / unit, high / unit
         self.left = after
 
-    def _one_by_one(self, ps: list[Tensor], xs: list[Tensor], lags: Tensor, order: list[int]) -> None:
+    def _one_by_one(self, ps: list[Tensor], xs: list[Tensor | None], lags: Tensor, order: list[int]) -> None:
         unit = self.squares.sum().sqrt()
         for place in order:
             for left, p, x in zip(self.left, ps, xs, strict=True):
-                left.addmm_(p[place].mT, x[place], alpha=-1)
+                left -= outer(p[place], None if x is None else x[place])
             size = self._left_norm(self.left) / unit
             self.bias_low[lags[place]] = self.bias_high[lags[place]] = size
 
@@ -186,7 +188,8 @@ class Ledger(Reducer):
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         pre = block.pre * power_of_two(block.common, block.pre.dtype)[:, None, None, None, None]
         for row, tail, left in zip(self.rows, self.tails, self.left, strict=True):
-            term = pre[..., row.place, :].flatten(0, 2).mT @ operand(block, row.operand).flatten(0, 1)
+            x = operand(block, row.operand)
+            term = outer(pre[..., row.place, :].flatten(0, 2), None if x is None else x.flatten(0, 1))
             tail += term
             left -= term
 

@@ -41,15 +41,16 @@ class OriginSteps(Reducer):
         value = (torch.log2(squares) + 2 * top).flatten().cpu()
         origins = block.origins.expand(block.steps.shape).flatten()
         cell = self.row_of[origins // self.width] * self.columns + block.steps.flatten() // self.width
-        highest = self.log2.scatter_reduce(0, cell, value, "amax")
+        touched, inverse = torch.unique(cell, return_inverse=True)
+        highest = torch.full(touched.shape, -torch.inf, dtype=torch.float64).scatter_reduce(0, inverse, value, "amax")
         base = torch.where(torch.isfinite(highest), highest, 0.0)
-        mantissa = torch.exp2(self.log2 - base).index_add(0, cell, torch.exp2(value - base[cell]))
-        self.log2 = torch.log2(mantissa) + base
+        mantissa = torch.zeros_like(base).index_add(0, inverse, torch.exp2(value - base[inverse]))
+        self.log2[touched] = torch.logaddexp2(self.log2[touched], torch.log2(mantissa) + base)
         self.count.index_add_(0, cell, self.pairs[origins].double())
 
     def merge(self, other: OriginSteps) -> OriginSteps:
         merged = copy.copy(self)
-        merged.log2 = np.log(2) ** -1 * torch.logaddexp(self.log2 * np.log(2), other.log2 * np.log(2))
+        merged.log2 = torch.logaddexp2(self.log2, other.log2)
         merged.count = self.count + other.count
         return merged
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from throughtime.linearize import Linearization
-from throughtime.reducers.ledger import Entry, entries, operand
+from throughtime.reducers.ledger import Entry, entries, operand, outer
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled
 from throughtime.sweep import Block
@@ -44,14 +44,14 @@ def sequence_squares(block: Block, rows: list[Entry]) -> Tensor:
     total = torch.zeros(lags, dtype=torch.float64)
     for row in rows:
         p = block.pre[..., row.place, :].transpose(1, 2)  # (L, B, R, H)
-        x = operand(block, row.operand).unflatten(1, (count, batch)).transpose(1, 2)
+        x = operand(block, row.operand)
+        if x is not None:
+            x = x.unflatten(1, (count, batch)).transpose(1, 2)
         if count == 1:
-            squares = p.square().sum((2, 3)) * x.square().sum((2, 3))
-        elif row.operand == "1":
-            squares = p.sum(2).square().sum(2)
-        elif count <= (p.shape[3] * x.shape[3]) // (p.shape[3] + x.shape[3]):
+            squares = p.square().sum((2, 3)) * (1 if x is None else x.square().sum((2, 3)))
+        elif x is not None and count <= (p.shape[3] * x.shape[3]) // (p.shape[3] + x.shape[3]):
             squares = ((p @ p.mT) * (x @ x.mT)).sum((2, 3))
         else:
-            squares = (p.mT @ x).square().sum((2, 3))
+            squares = outer(p, x).square().sum((2, 3))
         total += squares.sum(1).double().cpu()
     return total
