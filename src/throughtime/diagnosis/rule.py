@@ -1,4 +1,5 @@
-"""What a rule is: a permanent code, a name that says the fault, thresholds with their source, one docstring for everything."""
+"""What a rule is: a permanent code, a name that says the fault, thresholds with their source, one docstring for
+everything."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.report import Needed
 from throughtime.errors import InputError
 from throughtime.flow import LayerFlow
+
+SECTIONS = ("What", "Why", "Example", "Remedy", "References")
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,18 @@ def _numbers(values: Any) -> NDArray[np.float64]:
 
 
 class Rule(ABC):
-    """One rule, in one file. The docstring has the sections What, Why, Example, Remedy, References; `explain` prints it.
+    """One rule, in one file of diagnosis/rules/, called like the rule.
 
-    preview: not calibrated: told as a note, without effect on exit codes. `fires` and `silent` are examples, made small and
-    measured, that tests run.
+    code: permanent; TT1xx gradient, TT2xx gates, TT3xx dynamics, TT4xx set-up. name: says the fault, not the fix.
+    preview: not calibrated: told as a note, without effect on exit codes. The docstring is one sentence and the
+    sections of `SECTIONS`; `throughtime explain`, the docs and the report are made of it. `fires` and `silent` are
+    examples, small and measured, that tests run.
     """
 
     code: ClassVar[str]
     name: ClassVar[str]
     severity: ClassVar[Severity]
     preview: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
@@ -75,7 +79,13 @@ class Rule(ABC):
         """An example, near to the other, on which it is silent."""
 
     def finding(
-        self, layer: LayerFlow, value: float, threshold: float, message: str, remedy: str, severity: Severity | None = None
+        self,
+        layer: LayerFlow,
+        value: float,
+        threshold: float,
+        message: str,
+        remedy: str,
+        severity: Severity | None = None,
     ) -> Finding:
         """A finding of this rule."""
         return Finding(
@@ -91,15 +101,33 @@ class Rule(ABC):
             references=self.references,
         )
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The list items of the docstring's section References."""
+        items = self.sections().get("References", "").split("\n- ")
+        return tuple(" ".join(item.removeprefix("- ").split()) for item in items if item)
+
     def text(self) -> str:
-        """The docstring, for `throughtime explain CODE`, the docs and the report."""
-        return inspect.cleandoc(self.__doc__ or "")
+        """The docstring (Markdown), for `throughtime explain CODE`, the docs and the report."""
+        return inspect.cleandoc(type(self).__doc__ or "")
+
+    def summary(self) -> str:
+        """The docstring's first sentence."""
+        return self.text().partition("\n")[0]
+
+    def sections(self) -> dict[str, str]:
+        """The docstring's sections by title."""
+        parts = self.text().split("\n## ")[1:]
+        return {title: body.strip() for title, _, body in (part.partition("\n") for part in parts)}
 
 
 @cache
 def registry() -> dict[str, Rule]:
     """All rules by code, in order of code: whatever stands in diagnosis/rules/."""
     found = sorted(_rules(), key=lambda rule: rule.code)
+    codes = [rule.code for rule in found]
+    if len(set(codes)) < len(codes):
+        raise ValueError(f"two rules share a code: {codes}")
     return {rule.code: rule for rule in found}
 
 
@@ -108,6 +136,6 @@ def _rules() -> Iterator[Rule]:
     for module in pkgutil.iter_modules(package.__path__):
         loaded = importlib.import_module(f"{package.__name__}.{module.name}")
         for value in vars(loaded).values():
-            if inspect.isclass(value) and issubclass(value, Rule) and value.__module__ == loaded.__name__:
-                if not inspect.isabstract(value):
-                    yield value()
+            own = inspect.isclass(value) and value.__module__ == loaded.__name__
+            if own and issubclass(value, Rule) and not inspect.isabstract(value):
+                yield value()

@@ -1,0 +1,117 @@
+"""TT101."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from throughtime.diagnosis.example import measured
+from throughtime.diagnosis.finding import Finding, Severity
+from throughtime.diagnosis.report import Needed
+from throughtime.diagnosis.rule import History, Rule
+from throughtime.diagnosis.supply import Arrival, arrival, last_lag
+from throughtime.flow import LayerFlow
+from throughtime.report.notation import from_log10, lag_words
+
+ENOUGH = 1e-3
+"""Fraction of the lag-0 adjoint. Set by calibration: docs/calibration.md."""
+
+
+class GradientVanishesBeforeNeededLag(Rule):
+    """Too little of the gradient arrives at a lag that the loss asks for.
+
+    ## What
+
+    The adjoint λ is the gradient of the loss at the layer's state. This rule takes its size at each needed lag τ,
+    relative to lag 0: ‖λ(τ)‖ / ‖λ(0)‖, root mean squares over all pairs of a loss step and a sequence. It fires where
+    that fraction is under the threshold at a needed lag; the value is that of the farthest such lag.
+
+    A lag is needed when demand is detected there or when `needed_lag` says so. Where neither is known the rule is
+    silent: a short gradient horizon is no fault in itself.
+
+    ## Why
+
+    What the input τ steps back adds to the gradient of every weight passes through λ(τ). If the nearer lags outweigh
+    it a thousandfold, they decide each training step, and the far dependence is learned late or never.
+
+    ## Example
+
+    A fresh torch.nn.GRU multiplies the adjoint by about .65 at each step, for its update gate begins near ½. After 40
+    steps 3e-8 is left: a task that needs lag 40 stays at chance. With the gate's bias set for 40 steps a third
+    arrives.
+
+    ## Remedy
+
+    Chrono initialisation, before training: each unit keeps its state for a time of its own, up to the needed lag. With
+    T_max = the farthest needed lag + 1 and u_j ~ U(1, T_max − 1), one draw a unit:
+
+        GRU   b_z = ln u                 (torch's z keeps the old state)
+        LSTM  b_f = ln u,  b_i = −ln u
+
+    in one of torch's two biases, with zero in the other: `tt.init.chrono_(model.rnn, max_lag=T_max)`. A plain RNN has
+    no gate to set: use a GRU or an LSTM, or begin with a recurrent matrix that keeps lengths (orthogonal or the
+    identity).
+
+    ## References
+
+    - Hochreiter 1991, Untersuchungen zu dynamischen neuronalen Netzen, TU München
+    - Bengio, Simard & Frasconi 1994, Learning long-term dependencies with gradient descent is difficult, IEEE Trans.
+      Neural Networks 5(2)
+    - Tallec & Ollivier 2018, Can recurrent neural networks warp time?, ICLR, https://arxiv.org/abs/1804.11188
+    - Le, Jaitly & Hinton 2015, A simple way to initialize recurrent networks of rectified linear units,
+      https://arxiv.org/abs/1504.00941
+    """
+
+    code: ClassVar[str] = "TT101"
+    name: ClassVar[str] = "gradient-vanishes-before-needed-lag"
+    severity: ClassVar[Severity] = "warning"
+
+    def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
+        if needed.farthest is None or needed.farthest > last_lag(layer):
+            return None
+        short = [found for lag in needed.lags if (found := arrival(layer, lag)) and found.fraction < ENOUGH]
+        if not short:
+            return None
+        worst = short[-1]
+        return self.finding(layer, worst.fraction, ENOUGH, _message(worst, short, needed), _remedy(layer, worst.lag))
+
+    def fires(self) -> tuple[LayerFlow, Needed, History | None]:
+        layer = measured("GRU", lag=30)
+        return layer, Needed(layer.name, (30,), "user"), None
+
+    def silent(self) -> tuple[LayerFlow, Needed, History | None]:
+        layer = measured("GRU", _chrono, lag=30)
+        return layer, Needed(layer.name, (30,), "user"), None
+
+
+def _chrono(layer: object) -> None:
+    from throughtime.init import chrono_
+
+    chrono_(layer, max_lag=31)  # type: ignore[type-var]
+
+
+def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
+    amount = f"{'less than ' if worst.bound else ''}{from_log10(worst.log10)}"
+    asks = "the loss still depends on the input" if needed.source == "demand" else "it was said to be needed"
+    text = f"Of the gradient at lag 0, {amount} arrives at lag {worst.lag}, where {asks}."
+    if len(short) > 1:
+        text += f" Under {ENOUGH:g} at {lag_words(each.lag for each in short)} of {len(needed.lags)} needed lags."
+    return text
+
+
+def _remedy(layer: LayerFlow, lag: int) -> str:
+    if "carry" not in layer.paths:
+        return (
+            "This cell has no gate that could hold its state for long: use nn.GRU or nn.LSTM and chrono "
+            "initialisation, "
+            "or begin with an orthogonal recurrent matrix, W Wᵀ = I."
+        )
+    from throughtime.init import MIN_MAX_LAG  # loads torch, which the command line's `explain` does without
+    from throughtime.remedies.remedy import access
+
+    until = max(lag + 1, MIN_MAX_LAG)
+    return (
+        "Before training, let each unit keep its state for a time of its own, up to the needed lag: bias of the "
+        "keeping "
+        f"gate = ln u, u ~ U(1, {until - 1}) (GRU: b_z = ln u; LSTM: b_f = ln u, b_i = −ln u): "
+        f"`tt.init.chrono_({access(layer.name)}, max_lag={until})`"
+    )

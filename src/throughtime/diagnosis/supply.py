@@ -1,0 +1,107 @@
+"""Supply, read from a measured layer: how far the gradient is alive, what arrives at a lag, whether it grows with
+it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from throughtime.flow import LayerFlow
+
+LEAST_LAGS = 8
+"""Fewer lags make no slope."""
+LEVEL = 0.95
+"""Of the interval of a growth rate."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """log10 of the fraction of the lag-0 adjoint that is left at `lag`; an upper bound where the lag is in the tail."""
+
+    lag: int
+    log10: float
+    bound: bool = False
+
+    @property
+    def fraction(self) -> float:
+        """The fraction itself, 0 where it underflows."""
+        return 10.0**self.log10 if self.log10 > -300 else 0.0
+
+
+def reach(layer: LayerFlow) -> int:
+    """The farthest lag that the recorded steps hold: from the last step with a loss back to the first step."""
+    return max(layer.loss_steps)
+
+
+def cut_after(layer: LayerFlow) -> int | None:
+    """The last lag at which any gradient stands when it is exactly zero from the next one on, else None.
+
+    Adjoints are carried with powers of two, so they do not underflow: a zero was multiplied by zero. A tail without any
+    gradient in it is such a zero too; a small one would have a norm.
+    """
+    zero = np.flatnonzero(np.isneginf(layer.adjoint.log10_norm[: reach(layer) + 1]))
+    if len(zero):
+        return int(zero[0]) - 1
+    if layer.tail is not None and np.isneginf(layer.tail.log10_norm) and layer.tail.first_lag <= reach(layer):
+        return layer.tail.first_lag - 1
+    return None
+
+
+def last_lag(layer: LayerFlow) -> int:
+    """The farthest lag at which any gradient stands: up to a cut, or to the first recorded step."""
+    cut = cut_after(layer)
+    return reach(layer) if cut is None else cut
+
+
+def arrival(layer: LayerFlow, lag: int) -> Arrival | None:
+    """What arrives at `lag`; None where the recorded steps do not hold it. What is in the tail is less than before
+    it."""
+    if lag > reach(layer):
+        return None
+    norms = layer.adjoint.log10_norm
+    if not np.isnan(norms[lag]):
+        return Arrival(lag, float(norms[lag] - norms[0]))
+    if layer.tail is None or lag < layer.tail.first_lag:
+        return None
+    return Arrival(lag, float(norms[layer.tail.first_lag - 1] - norms[0]), bound=True)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Growth of the adjoint in nats per lag: the mean and its 95 % interval. over: what the spread was taken over."""
+
+    rate: float
+    low: float
+    high: float
+    over: str
+
+
+def growth(layer: LayerFlow) -> Growth | None:
+    """The slope of ln‖λ‖ by lag: over sequences; with one sequence, over eighths of the lags. None with too few
+    lags."""
+    logs = layer.adjoint.by_sequence[: reach(layer) + 1] * np.log(10)
+    logs = logs[:, np.isfinite(logs).sum(0) >= LEAST_LAGS]
+    if logs.shape[1] >= 2:
+        return _interval(np.array([_slope(column) for column in logs.T]), "sequences")
+    if logs.shape[1] == 1:
+        lags = np.flatnonzero(np.isfinite(logs[:, 0]))
+        ends = np.unique(np.linspace(0, len(lags) - 1, LEAST_LAGS + 1).astype(int))
+        if len(ends) > LEAST_LAGS:
+            return _interval(np.diff(logs[lags[ends], 0]) / np.diff(lags[ends]), "eighths of the lags")
+    return None
+
+
+def _slope(logs: NDArray[np.float64]) -> float:
+    lags = np.flatnonzero(np.isfinite(logs))
+    centred = lags - lags.mean()
+    return float(centred @ logs[lags] / (centred @ centred))
+
+
+def _interval(rates: NDArray[np.float64], over: str) -> Growth:
+    from throughtime.verify import t_quantile
+
+    margin = t_quantile(0.5 + LEVEL / 2, len(rates) - 1) * rates.std(ddof=1) / np.sqrt(len(rates))
+    mean = rates.mean()
+    return Growth(float(mean), float(mean - margin), float(mean + margin), over)
