@@ -11,7 +11,7 @@ from torch import nn
 from throughtime.errors import InputError
 from throughtime.init import chrono_
 from throughtime.remedies import registered
-from throughtime.verify import judge, t_quantile, terminal_progress, verify
+from throughtime.verify import judge, t_quantile, verify
 
 T = 30
 
@@ -213,12 +213,6 @@ def test_progress_counts_every_step():
     assert [done for done, _, _ in calls] == list(range(1, 13))
     assert {total for _, total, _ in calls} == {12}
     assert calls[-1][2] == "seed 1, treated"
-
-
-def test_terminal_progress_writes_nothing_where_there_is_no_terminal(capfd):
-    with terminal_progress() as progress:
-        quick(progress=progress)
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("after_runs", "pairs"), [(4, 2), (5, 2), (6, 3)])

@@ -115,14 +115,18 @@ def _layer(
 
     parameters, residual, error = ledger.terms(trace.weight_gradients, first)
     states, state_residual = initial.finish(trace.initial_gradient, first)
-    residual = float(np.nanmax([residual, state_residual])) if not np.isnan([residual, state_residual]).all() else residual
+    residual = (
+        float(np.nanmax([residual, state_residual])) if not np.isnan([residual, state_residual]).all() else residual
+    )
     steps = trace.steps
     nothing = np.full(steps, np.nan)
     tail = None
     if first is not None:
         size = ledger.tail_norm
         tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf)
-        missing.append(Missing(f"every list from lag {first} on", "beyond the tolerance: swept as one stream, exact in sum"))
+        missing.append(
+            Missing(f"every list from lag {first} on", "beyond the tolerance: swept as one stream, exact in sum")
+        )
     signal = nothing
     if noise is None:
         missing.append(Missing("signal_to_noise", "not asked for"))
@@ -182,6 +186,7 @@ def _layer(
         tail=tail,
         origin_step=places.finish() if places else None,
         missing=tuple(missing),
+        share=ledger.share(),
         weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
     )
 
@@ -200,8 +205,13 @@ def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
     stream(lin, rows, torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device), torch.tensor(origins), [own])
     totals = own.total()
     if low:
-        return totals, f"shares and bias are of the terms' own sum: autograd's is in {str(trace.dtype).removeprefix('torch.')}"
-    return totals | dict(trace.weight_gradients), f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
+        return (
+            totals,
+            f"shares and bias are of the terms' own sum: autograd's is in {str(trace.dtype).removeprefix('torch.')}",
+        )
+    return totals | dict(
+        trace.weight_gradients
+    ), f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
 
 
-__all__ = ["explain", "entries"]
+__all__ = ["entries", "explain"]

@@ -116,7 +116,12 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class LayerFlow:
-    """The ledger of one recurrent layer. Arrays by lag have shape (steps,)."""
+    """The ledger of one recurrent layer. Arrays by lag have shape (steps,).
+
+    share: of all parameters together. residual: the largest over parameters and gate blocks; error: the largest over
+    parameters of ‖Σ_τ G(τ) − G‖ / Σ_τ‖G(τ)‖, to which the contract applies; cancellation: ‖G‖ / Σ_τ‖G(τ)‖. bias, cosine: by
+    K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name.
+    """
 
     name: str
     cell: str
@@ -147,6 +152,7 @@ class LayerFlow:
     origin_step: OriginStep | None
     missing: tuple[Missing, ...]
     weights: Mapping[str, Array] = field(default_factory=dict, repr=False)
+    share: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def arriving(self) -> Array:
@@ -209,7 +215,7 @@ class Flow:
         return flow_to_dataframe(self)
 
     def to_xarray(self) -> Any:
-        """An xarray DataTree-free Dataset a layer, as a dict by layer name (extra: xarray)."""
+        """One xarray Dataset a layer, as a dict by layer name (extra: xarray)."""
         from throughtime.report.tables import flow_to_xarray
 
         return flow_to_xarray(self)

@@ -182,9 +182,7 @@ def _advance(
     return Block(lin, window, told, origins, origins - told[:, None], adjoints, exponents), rows, exponent
 
 
-def stream(
-    lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]
-) -> None:
+def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:
     """Add the rows (R, B, S·H) · 2^exponent up by step, as they stand at `steps` ascending, and sweep the sum to the start."""
     entering = {int(step): place for place, step in enumerate(steps)}
     adjoint, power = torch.zeros_like(rows[0]), torch.full_like(exponent[0], DEAD)

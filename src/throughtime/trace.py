@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from throughtime.errors import InputError
 class Trace:
     """One call of one layer, frozen. T steps, B sequences, D inputs, H units, S carries.
 
-    x: (T, B, D). carries: (T + 1, B, S·H), the initial one first. gradient: (T, B, H), what enters at the output of each
-    step, that of h_n included. cell_gradient: (B, (S − 1)·H), what enters at the other carries of the last step (c_n), or
-    None. weight_gradients: what autograd gave this call for each of its weights; initial_gradient: (B, S·H) likewise, or
-    None. dtype: that in which the layer ran, which may be lower than that of the analysis. names: weight → state_dict name.
+    x: (T, B, D). carries: (T + 1, B, S·H), the initial one first. gradient: (T, B, H), what enters at the output of
+    each step, that of h_n included. cell_gradient: (B, (S − 1)·H), what enters at the other carries of the last step
+    (c_n), or None. weight_gradients: what autograd gave this call for each of its weights; initial_gradient: (B, S·H)
+    likewise, or None. dtype: the lowest in which the layer ran; the analysis may stand in a higher one. names: weight →
+    state_dict name.
     """
 
     name: str
@@ -64,18 +65,59 @@ class Trace:
         return torch.cat((rows, others), dim=-1)
 
     def check_finite(self) -> None:
-        """Raise InputError that says where the first NaN or infinity stands."""
-        arrays = {"the input": self.x, "the states": self.carries, "the gradient at the output": self.gradient}
-        arrays |= {f"the weight {self.names.get(name, name)}": value for name, value in self.weights.tensors().items()}
+        """Raise InputError that says where the first NaN or infinity stands: causes first, then what they spoil."""
+        unit = "(step, sequence, unit)"
+        arrays = [("the input", "(step, sequence, feature)", self.x)]
+        arrays += [(self.names.get(name, name), "index", value) for name, value in self.weights.tensors().items()]
+        arrays += [("the initial state", "(sequence, unit)", self.carries[0]), ("the states", unit, self.carries[1:])]
+        arrays += [("the gradient at the output", unit, self.gradient)]
         if self.cell_gradient is not None:
-            arrays["the gradient at c_n"] = self.cell_gradient
-        for what, value in arrays.items():
+            arrays.append(("the gradient at c_n", "(sequence, unit)", self.cell_gradient))
+        for what, axes, value in arrays:
             bad = ~torch.isfinite(value)
             if bad.any():
                 place = tuple(bad.nonzero()[0].tolist())
-                axes = {"the input": "(step, sequence, feature)", "the states": "(step, sequence, unit)"}.get(what, "index")
                 raise InputError(
                     f"{value[place].item()} in {what} of layer '{self.name}', first at {axes} {place}",
                     "finite numbers",
-                    "look at the data or weights there; a loss that overflowed shows first in the gradient",
+                    "check the targets and the loss, which overflowed"
+                    if "gradient" in what
+                    else "look at the data, the weights or the step before this one",
                 )
+
+
+def joined(traces: list[Trace]) -> Trace:
+    """Several batches of one layer, with the same weights and steps, as one: their losses are added up.
+
+    Raises InputError where the number of steps differs.
+    """
+    first = traces[0]
+    if len(traces) == 1:
+        return first
+    lengths = sorted({trace.steps for trace in traces})
+    if len(lengths) > 1:
+        raise InputError(
+            f"batches of {' and '.join(map(str, lengths))} steps at layer '{first.name}'",
+            "batches of equally many steps",
+            "give batches of one length, or one batch",
+        )
+
+    def beside(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if len(there) == len(parts) else None
+
+    def cell_gradient(trace: Trace) -> Tensor | None:
+        if trace.cell_gradient is not None or len(trace.cell.states) == 1:
+            return trace.cell_gradient
+        return torch.zeros_like(trace.carries[-1, :, trace.hidden_size :])
+
+    names = [name for name in first.weight_gradients if all(name in trace.weight_gradients for trace in traces)]
+    return replace(
+        first,
+        x=torch.cat([trace.x for trace in traces], dim=1),
+        carries=torch.cat([trace.carries for trace in traces], dim=1),
+        gradient=torch.cat([trace.gradient for trace in traces], dim=1),
+        cell_gradient=beside([cell_gradient(trace) for trace in traces]),
+        weight_gradients={name: torch.stack([t.weight_gradients[name] for t in traces]).sum(0) for name in names},
+        initial_gradient=beside([trace.initial_gradient for trace in traces]),
+    )

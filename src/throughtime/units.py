@@ -64,7 +64,12 @@ def units(trace: Trace, log10_rms: np.ndarray) -> tuple[Unit, ...]:
     still = states.double().flatten(0, 1).std(0, correction=0).cpu().numpy() < STILL
     silent = ~np.isfinite(log10_rms).any(1)
     return tuple(
-        Unit(j, float(scales[j]), float(lives[j]), *_kind(scales[j], lives[j], cut[j], bool(still[j]), bool(silent[j]), cutting))
+        Unit(
+            j,
+            float(scales[j]),
+            float(lives[j]),
+            *_kind(scales[j], lives[j], cut[j], bool(still[j]), bool(silent[j]), cutting),
+        )
         for j in range(size)
     )
 
@@ -81,5 +86,8 @@ def _kind(scale: float, life: float, cut: float, still: bool, silent: bool, gate
         return kind, f"gate timescale {scale:.3g} {sense} {LONG:g} steps"
     # Without a gate the measured half-life decides; e-folding is half-life / ln 2.
     if np.isnan(life) or life / np.log(2) >= LONG:
-        return "long-term", f"half-life {'not reached' if np.isnan(life) else f'{life:g} steps'} (no gate), at least {LONG * np.log(2):.1f}"
+        return (
+            "long-term",
+            f"half-life {'not reached' if np.isnan(life) else f'{life:g} steps'} (no gate), at least {LONG * np.log(2):.1f}",
+        )
     return "short-term", f"half-life {life:g} < {LONG * np.log(2):.1f} steps (no gate)"

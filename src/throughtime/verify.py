@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from throughtime.errors import InputError
 from throughtime.remedies.remedy import Remedy
+from throughtime.training_step import as_batches
 
 Array = NDArray[np.float64]
 Batch = Any
@@ -248,47 +248,16 @@ def _within(theta: float, dof: int) -> float:
 
 
 @contextmanager
-def terminal_progress(label: str = "verify") -> Iterator[Progress]:
-    """A progress bar on stderr for `verify(progress=…)`; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label)
-        yield lambda done, total, what: bar.update(
-            task, completed=done, total=total, description=f"{label}: {what}", refresh=False
-        )
-
-
-@contextmanager
 def _untouched_randomness() -> Iterator[None]:
     # Named devices: fork_rng warns when it has to choose among several by itself.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
 
 
-def as_batches(batches: Batch | Iterable[Batch]) -> Iterable[Batch]:
-    """One batch becomes an iterable of one: a tensor, a dict, a tuple, or a list of tensors as a loader yields it."""
-    is_list_of_tensors = isinstance(batches, list) and bool(batches) and all(isinstance(b, Tensor) for b in batches)
-    if isinstance(batches, Tensor | dict | tuple) or is_list_of_tensors:
-        return [batches]
-    if isinstance(batches, Iterable):
-        return batches
-    raise InputError(
-        f"batches of type {type(batches).__name__}",
-        "a batch (tensor, tuple, dict) or an iterable of batches",
-        "pass a DataLoader or a list of (x, y) tuples",
-    )
-
-
 def _split(batches: Batch | Iterable[Batch], steps: int, hold_out: bool) -> tuple[list[Batch], list[Batch]]:
     """Batches to train on and to measure on. An endless stream is read as far as the steps and the measure ask."""
     most = steps + (math.ceil(steps / (HELD_OUT - 1)) if hold_out else 0)
-    taken = list(islice(as_batches(batches), most))
-    if not taken:
-        raise InputError("no batches", "one batch at least", "check that the loader is not empty or used up")
+    taken = as_batches(batches, most)
     held = math.ceil(len(taken) / HELD_OUT) if hold_out and len(taken) > 1 else 0
     return taken[: len(taken) - held], taken[len(taken) - held :]
 

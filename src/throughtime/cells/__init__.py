@@ -16,4 +16,15 @@ REGISTRY: dict[str, Cell] = {
     "rnn-relu": RNN("relu"),
 }
 
-__all__ = ["GRU", "LSTM", "REGISTRY", "RNN", "Cell", "GRUResetBefore", "Product", "Pulled", "Weights", "pull_by_autograd"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "REGISTRY",
+    "RNN",
+    "Cell",
+    "GRUResetBefore",
+    "Product",
+    "Pulled",
+    "Weights",
+    "pull_by_autograd",
+]

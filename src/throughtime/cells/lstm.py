@@ -72,7 +72,9 @@ class LSTM(Cell):
         (h_before, c_before), (_, c) = split(before, 2), split(after, 2)
         i, f, g, o = self._gates(w, x, h_before)
         tanh_c = torch.tanh(c)
-        local = torch.stack((g * (i * (1 - i)), c_before * (f * (1 - f)), i * (1 - g * g), tanh_c * (o * (1 - o))), dim=-2)
+        local = torch.stack(
+            (g * (i * (1 - i)), c_before * (f * (1 - f)), i * (1 - g * g), tanh_c * (o * (1 - o))), dim=-2
+        )
         return {"keep": f, "local": local, "slope": o * (1 - tanh_c * tanh_c)}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

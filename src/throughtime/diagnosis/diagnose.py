@@ -2,12 +2,106 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.diagnosis.rule import History, registry
 from throughtime.errors import InputError
-from throughtime.flow import Flow, LayerFlow
+from throughtime.explain import explain
+from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.progress import Tell, quiet
+from throughtime.recorder import record
+from throughtime.remedies import Remedy, treating
+from throughtime.trace import Trace, joined
+from throughtime.training_step import Step, as_batches, as_step, untouched
+from throughtime.verify import Verification, verify
+
+PROBES = 8  # random directions a sequence, where there is no loss
+BATCHES = 8  # of a loader, at most
+
+
+def diagnose(
+    model: nn.Module,
+    batches: Any,
+    loss: Callable[..., Tensor] | None = None,
+    needed_lag: int | None = None,
+    history: Any = None,
+    *,
+    layers: list[str] | None = None,
+    limit: int = BATCHES,
+    verify: bool = False,
+    verify_steps: int = 200,
+    verify_seeds: int = 5,
+    factory: Callable[[], nn.Module] | None = None,
+    progress: Tell = quiet,
+    **options: Any,
+) -> Report:
+    """Which lags the loss needs, how far the gradient reaches, why not, and what to change.
+
+    model: any module that `throughtime.record` takes; it is left exactly as it was. batches: one batch (a tensor, a pair
+    (x, y), a dict), or a loader, of which at most `limit` batches are read and joined along the sequences. loss:
+    `fn(model, batch)`, or a criterion `fn(output, target)`; see `throughtime.training_step.as_step`. Without a loss the
+    layer's last state is probed along random directions: supply is told, demand is not. needed_lag: the lag that the task is
+    known to need, in steps back from the loss. history: of the training so far, see `History.of`. layers: names of recurrent
+    layers; all by default. verify: train pairs of untreated and treated copies with `verify_seeds` seeds for `verify_steps`
+    steps, and say whether the remedy of the first finding that has one helped; `factory` makes fresh models for it (without
+    one, copies are drawn anew by their own `reset_parameters`). options: those of `throughtime.explain.explain`.
+
+    Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
+    """
+    given = as_batches(batches, limit)
+    step = probe(record(model, layers).layers) if loss is None else as_step(loss)
+    flow = measure(model, given, step, layers, progress, demand=loss is not None, **options)
+    if loss is None:
+        note = Missing("demand", "no loss was given: the last state was probed along random directions")
+        flow = replace(
+            flow, layers={name: replace(layer, missing=(*layer.missing, note)) for name, layer in flow.layers.items()}
+        )
+    report = judge(flow, needed_lag, history)
+    if verify:
+        report = verified(report, factory or model, model, given, step, verify_steps, verify_seeds, progress, options)
+    return report
+
+
+def measure(
+    model: nn.Module,
+    batches: list[Any],
+    step: Step,
+    layers: list[str] | None = None,
+    progress: Tell = quiet,
+    **options: Any,
+) -> Flow:
+    """The flow of the summed losses of some batches, without touching the model."""
+    by_layer: dict[str, list[Trace]] = {}
+    with untouched(model):
+        for done, batch in enumerate(batches):
+            progress(done, len(batches), "forward and backward")
+            rec = record(model, layers)
+            for layer in rec.layers.values():
+                layer.requires_grad_(True)
+            with rec, torch.enable_grad():
+                value = step(model, batch)
+                if not value.requires_grad:
+                    raise InputError(
+                        "a loss that does not depend on the model",
+                        "a loss made of the model's output, with gradients enabled",
+                        "check for .detach(), .item() or torch.no_grad in the loss",
+                    )
+                # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
+                torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+            for trace in rec.traces():
+                by_layer.setdefault(trace.name, []).append(trace)
+
+    def tell(done: int, of: int, name: str) -> None:
+        progress(done, of, f"sweep of {name}")
+
+    return explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
 
 
 def judge(flow: Flow, needed_lag: int | None = None, history: Any = None) -> Report:
@@ -26,13 +120,85 @@ def judge(flow: Flow, needed_lag: int | None = None, history: Any = None) -> Rep
 def needs(layer: LayerFlow, needed_lag: int | None = None) -> Needed:
     """Which lags the loss asks for in this layer: the user's word first, then measured demand."""
     if needed_lag is not None:
-        if not 0 <= needed_lag < layer.steps:
+        if needed_lag < 0:
             raise InputError(
-                f"needed_lag={needed_lag} for a sequence of {layer.steps} steps",
-                f"a lag from 0 to {layer.steps - 1}",
-                "count steps from the loss back to the input that it needs",
+                f"needed_lag={needed_lag}", "0 or more", "count steps from the loss back to the input it needs"
             )
         return Needed(layer.name, (needed_lag,), "user")
     if layer.demand is not None and layer.demand.lags:
         return Needed(layer.name, layer.demand.lags, "demand")
     return Needed(layer.name, (), "unknown")
+
+
+def prescribed(report: Report, model: nn.Module) -> tuple[Remedy, str, dict[str, Any]] | None:
+    """The first stable finding's remedy that can be applied: (remedy, layer, evidence); None where there is none."""
+    modules = record(model).layers
+    for finding in report.findings:
+        need = next(each for each in report.needed if each.layer == finding.layer)
+        if finding.preview or need.farthest is None:
+            continue
+        for remedy in treating(finding.code):
+            if remedy.precondition(modules[finding.layer]) is None:
+                return remedy, finding.layer, {"needed_lag": need.farthest}
+    return None
+
+
+def verified(
+    report: Report,
+    source: nn.Module | Callable[[], nn.Module],
+    model: nn.Module,
+    batches: list[Any],
+    step: Step,
+    steps: int,
+    seeds: int,
+    progress: Tell,
+    options: dict[str, Any],
+) -> Report:
+    """The report with its remedy tried out: paired trainings, and the flow of a treated copy before training."""
+    chosen = prescribed(report, model)
+    if chosen is None:
+        return report
+    remedy, layer, evidence = chosen
+    result: Verification = verify(
+        source, batches, step, remedy, layer, seeds=range(seeds), steps=steps, progress=progress, **evidence
+    )
+    treated = remedy.apply(copy.deepcopy(model), layer, **evidence)
+    options = {name: value for name, value in options.items() if name != "demand"}
+    after = measure(treated, batches, step, [layer], progress, demand=False, **options)
+    return replace(report, verification=result, before=report.flow, after=after)
+
+
+def probe(layers: dict[str, nn.Module]) -> Step:
+    """A loss for nets without one: the last state of each layer along random directions, of its own generator.
+
+    The directions are standard normal and differ for each sequence; a batch is repeated so that every sequence has several.
+    """
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        found: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, result: Any) -> None:
+            last = result[1]
+            found.extend(last if isinstance(last, tuple) else [last])
+
+        handles = [layer.register_forward_hook(keep) for layer in layers.values()]
+        try:
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            raise InputError(
+                "a forward pass that did not call the recurrent layers", "one that does", "check the input"
+            )
+        return torch.stack(
+            [(state * torch.randn(state.shape, generator=generator).to(state)).sum() for state in found]
+        ).sum()
+
+    return step
+
+
+def repeated(x: Tensor, times: int = PROBES) -> Tensor:
+    """A batch (T, B, D) with every sequence several times, one for each direction of a probe."""
+    return x.repeat(1, times, 1)

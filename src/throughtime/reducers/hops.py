@@ -32,7 +32,10 @@ class Hops(Reducer):
             self.rows, self.exponent = block.total[first], block.common[first].expand(block.total.shape[1:3])
         rows, exponent = self.rows[-len(block.origins) :], self.exponent[-len(block.origins) :]
         keep = block.factors["keep"]
-        carried, whole = torch.zeros(len(block.lags), dtype=torch.float64), torch.zeros(len(block.lags), dtype=torch.float64)
+        carried, whole = (
+            torch.zeros(len(block.lags), dtype=torch.float64),
+            torch.zeros(len(block.lags), dtype=torch.float64),
+        )
         for place in torch.argsort(block.lags).tolist():
             shift = power_of_two((exponent - block.common[place]).clamp(-1000, 1000))
             inner = (rows.double() * block.total[place].double()).sum(-1)

@@ -42,7 +42,9 @@ class InitialState(Reducer):
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
         trace = self.linearization.trace
         parts = [*self.told.values(), *([self.rest] if self.rest else [])]
-        values = {lag: adjoint.double() * power_of_two(power).unsqueeze(-1) for lag, (adjoint, power) in self.told.items()}
+        values = {
+            lag: adjoint.double() * power_of_two(power).unsqueeze(-1) for lag, (adjoint, power) in self.told.items()
+        }
         whole = torch.stack([a.double() * power_of_two(e).unsqueeze(-1) for a, e in parts]).sum(0)
         terms, residuals = {}, []
         count = len(trace.cell.states)

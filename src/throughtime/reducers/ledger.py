@@ -99,7 +99,9 @@ class Ledger(Reducer):
         gates = len(linearization.cell.gates)
         self.blocks = [reference[row.parameter].unflatten(0, (gates, -1))[row.index] for row in self.rows]
         self.blocks = [block if block.ndim == 2 else block[:, None] for block in self.blocks]
-        self.squares = torch.tensor([block.double().square().sum().item() for block in self.blocks], dtype=torch.float64)
+        self.squares = torch.tensor(
+            [block.double().square().sum().item() for block in self.blocks], dtype=torch.float64
+        )
         self.left = [block.clone() for block in self.blocks]
         self.bias_low = torch.full((trace.steps,), torch.nan, dtype=torch.float64)
         self.bias_high = self.bias_low.clone()
@@ -121,7 +123,10 @@ class Ledger(Reducer):
             ops = block.window.operands
             self.cached = (
                 block.window,
-                [g[:, 0] if row.operand == "1" else ops[row.operand] @ g.mT for row, g in zip(self.rows, self.blocks, strict=True)],
+                [
+                    g[:, 0] if row.operand == "1" else ops[row.operand] @ g.mT
+                    for row, g in zip(self.rows, self.blocks, strict=True)
+                ],
             )
         out = []
         for row, projected in zip(self.rows, self.cached[1], strict=True):
@@ -151,11 +156,16 @@ class Ledger(Reducer):
         if self.keep_terms:
             terms = self.tensor("terms")
             for place in order:
-                terms[lags[place]] += torch.cat([outer(p[place], None if x is None else x[place]).flatten() for p, x in zip(ps, xs, strict=True)])
+                terms[lags[place]] += torch.cat(
+                    [outer(p[place], None if x is None else x[place]).flatten() for p, x in zip(ps, xs, strict=True)]
+                )
         if self.mode == "all":
             self._one_by_one(ps, xs, lags, order)
             return
-        after = [left - outer(p.flatten(0, 1), None if x is None else x.flatten(0, 1)) for left, p, x in zip(self.left, ps, xs, strict=True)]
+        after = [
+            left - outer(p.flatten(0, 1), None if x is None else x.flatten(0, 1))
+            for left, p, x in zip(self.left, ps, xs, strict=True)
+        ]
         passed = sizes[order].cumsum(0)
         end = self._left_norm(after)
         behind = passed[-1] - passed
@@ -163,7 +173,9 @@ class Ledger(Reducer):
         high = torch.minimum(before + passed, end + behind)
         unit = self.squares.sum().sqrt()
         slack = 1e-3  # rounding of the norms that bound the bias
-        if any(((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels):
+        if any(
+            ((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels
+        ):
             self._one_by_one(ps, xs, lags, order)
             return
         self.bias_low[lags[order]], self.bias_high[lags[order]] = low / unit, high / unit
@@ -313,7 +325,6 @@ class Ledger(Reducer):
             )
         told = [value for value in residuals if not np.isnan(value)]
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
-
 
 
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:

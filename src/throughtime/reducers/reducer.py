@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC
 from typing import Self
 
 import torch
@@ -14,7 +13,7 @@ from throughtime.scaled import Scaled, power_of_two
 from throughtime.sweep import Block
 
 
-class Reducer(ABC):
+class Reducer:
     """Fed by a sweep. Everything kept stands in `sums` and is a sum over sequences and origins: merging adds.
 
     A subclass overrides what it needs of `update` (a block of told-apart lags), `tail` (a block of the tail's stream) and

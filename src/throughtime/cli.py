@@ -1,0 +1,282 @@
+"""The command line. Nothing heavy is imported before a command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from throughtime.diagnosis.report import Report
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=SETTINGS)
+def main() -> None:
+    """How far back a recurrent network learns, how far back its loss needs it to, why not, and what helps.
+
+    Exit codes: 0 clean, 1 findings at or above --fail-on, 2 usage or load error.
+    """
+
+
+def _together(*options: Callable) -> Callable:
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+output_options = _together(
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report there, as one HTML file."),
+    click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout."),
+)
+fail_option = click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "error", "never"]),
+    default="warning",
+    show_default=True,
+    help="The least severity of a finding that makes the exit code 1. Rules in preview never do.",
+)
+input_options = _together(
+    click.argument("model"),
+    click.option(
+        "--data",
+        required=True,
+        help="package.module:batches, or a file .npy or .npz (x, and y where there are targets).",
+    ),
+    click.option(
+        "--loss",
+        help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
+    ),
+    click.option("--needed-lag", type=click.IntRange(min=0), help="How many steps back the task is known to need."),
+    click.option(
+        "--layer", "layers", multiple=True, help="A recurrent layer by its name; all by default. May be repeated."
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to read of a loader."
+    ),
+    click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
+    click.option(
+        "--cell", type=click.Choice(["gru", "lstm", "rnn-tanh", "rnn-relu"]), help="Bare weights (.npz): the cell."
+    ),
+    click.option(
+        "--gates", default="", help="Bare weights: the order of the gates, such as zrh; default the cell's in torch."
+    ),
+    click.option(
+        "--layout", type=click.Choice(["W@x", "x@W"]), default="W@x", help="Bare weights: gates in rows, or in columns."
+    ),
+    click.option(
+        "--reset",
+        type=click.Choice(["before", "after"]),
+        default="after",
+        help="Bare GRU weights: before or after the product.",
+    ),
+    click.option(
+        "--z", "z", type=click.Choice(["keeps", "takes"]), default="keeps", help="Bare GRU weights: what z multiplies."
+    ),
+)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """The library's errors in one line and exit code 2; a Ctrl-C is no traceback."""
+    from throughtime.errors import ThroughtimeError
+
+    try:
+        yield
+    except ThroughtimeError as error:
+        click.echo(f"throughtime: error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        click.echo("throughtime: interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+def _guarded(command: Callable) -> Callable:
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _errors():
+            return command(*args, **kwargs)
+
+    return run
+
+
+@main.command()
+@input_options
+@click.option(
+    "--verify", is_flag=True, help="Try the remedy out: short paired trainings of untreated and treated copies."
+)
+@click.option(
+    "--verify-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of each training."
+)
+@click.option("--verify-seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Pairs.")
+@output_options
+@fail_option
+@_guarded
+def diagnose(output: Path | None, form: str, fail_on: str, **given: Any) -> None:
+    """Diagnose MODEL: package.module:factory, or an .npz of bare weights with a declared convention."""
+    _check_writable(output)
+    report = _diagnosed(**given)
+    _show(report, output, form)
+    _leave(report, fail_on)
+
+
+@main.command()
+@input_options
+@click.option("--min-horizon", type=click.IntRange(min=0), help="The least gradient horizon, in steps, that passes.")
+@click.option(
+    "--level", type=click.Choice(["0.1", "0.01", "0.001"]), default="0.01", show_default=True, help="The horizon's ε."
+)
+@fail_option
+@_guarded
+def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> None:
+    """Check MODEL in CI: one line a layer and an exit code."""
+    report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
+    short = False
+    for name, layer in report.flow.layers.items():
+        horizon = layer.horizon[float(level)]
+        # Without a horizon the bias stays above ε as far as lags are told apart: it lies beyond them.
+        reached = layer.steps if horizon is None else horizon
+        fails = min_horizon is not None and reached < min_horizon
+        short |= fails
+        told = f"more than {reached}" if horizon is None else str(horizon)
+        wanted = "" if min_horizon is None else f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}"
+        click.echo(f"{name}: gradient horizon({level}) {told} steps, residual {layer.residual:.1e}{wanted}")
+    for finding in report.findings:
+        weight = "note" if finding.preview else finding.severity
+        click.echo(f"{finding.layer}: {finding.code} {finding.name} [{weight}] {finding.message}")
+    if short:
+        raise SystemExit(1)
+    _leave(report, fail_on)
+
+
+@main.command()
+@click.argument("which", type=click.Choice(["digits", "opus"]), default="digits")
+@output_options
+@_guarded
+def demo(which: str, output: Path | None, form: str) -> None:
+    """Real networks on real data: digits to be remembered through noise (and the cure), or the Opus codec's GRU."""
+    _check_writable(output)
+    from throughtime.progress import bar
+    from throughtime.tasks import demos
+
+    with bar() as tell:
+        report = (demos.digits_report if which == "digits" else demos.opus_report)(tell)
+    _show(report, output, form)
+
+
+@main.command()
+@click.argument("code", required=False)
+@_guarded
+def explain(code: str | None) -> None:
+    """What a rule means, why it matters and what helps. Without CODE: all rules."""
+    from throughtime.diagnosis.rule import registry
+    from throughtime.errors import InputError
+
+    rules = registry()
+    if code is None:
+        for rule in rules.values():
+            click.echo(f"{rule.code}  {rule.name}{'  (preview)' if rule.preview else ''}")
+        return
+    if code.upper() not in rules:
+        raise InputError(f"the code {code!r}", f"one of {', '.join(rules)}", "throughtime explain lists them")
+    rule = rules[code.upper()]
+    click.echo(f"{rule.code} {rule.name}  [{'preview' if rule.preview else rule.severity}]\n\n{rule.text()}")
+
+
+@main.command()
+def version() -> None:
+    """The versions of throughtime, torch and Python."""
+    from importlib.metadata import version as of
+
+    click.echo(f"throughtime {of('throughtime')}, torch {of('torch')}, Python {sys.version.split()[0]}")
+
+
+def _diagnosed(
+    model: str,
+    data: str,
+    loss: str | None,
+    needed_lag: int | None,
+    layers: tuple[str, ...],
+    limit: int,
+    max_lag: int | None,
+    seed: int,
+    cell: str | None,
+    gates: str,
+    layout: str,
+    reset: str,
+    z: str,
+    verify: bool,
+    verify_steps: int,
+    verify_seeds: int,
+) -> Report:
+    from throughtime.progress import bar
+
+    with bar() as tell:
+        tell(0, 1, "loading")
+        import torch
+
+        from throughtime import sources
+        from throughtime.diagnosis.diagnose import diagnose as run
+        from throughtime.importers.npz import Convention
+
+        torch.manual_seed(seed)
+        convention = None if cell is None else Convention(cell, gates, layout, reset, z)
+        network, factory = sources.model(model, convention)
+        return run(
+            network,
+            sources.data(data),
+            None if loss is None else sources.named(loss),
+            needed_lag,
+            layers=list(layers) or None,
+            limit=limit,
+            verify=verify,
+            verify_steps=verify_steps,
+            verify_seeds=verify_seeds,
+            factory=factory,
+            progress=tell,
+            max_lag=max_lag,
+        )
+
+
+def _check_writable(output: Path | None) -> None:
+    """Before the work, not after it."""
+    from throughtime.errors import InputError
+
+    if output is None:
+        return
+    import os
+
+    folder = output.parent
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(
+            f"the output path {output}", "a file in a folder that exists and can be written", "choose another path"
+        )
+
+
+def _show(report: Report, output: Path | None, form: str) -> None:
+    if output is not None:
+        report.save_html(output)
+        click.echo(f"throughtime: the report is in {output.resolve()}", err=True)
+    if form == "json":
+        click.echo(report.to_json(indent=1))
+        return
+    from rich.console import Console
+
+    from throughtime.report.text import render_report
+
+    Console(width=None if sys.stdout.isatty() else 110).print(render_report(report))
+
+
+def _leave(report: Report, fail_on: str) -> None:
+    if fail_on != "never" and not report.passed(fail_on):
+        raise SystemExit(1)

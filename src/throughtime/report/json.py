@@ -1,0 +1,208 @@
+"""The JSON document, schema throughtime/1 (report/schema.json): what outside checks read.
+
+A list's index is the lag (of an initial state: lag − 1). Whatever is not finite is null, with the reason under "missing".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from throughtime.flow import QUANTILES, Flow, LayerFlow, Terms
+
+if TYPE_CHECKING:
+    from throughtime.diagnosis.report import Needed, Report
+    from throughtime.verify import Verification
+
+SCHEMA = "throughtime/1"
+
+
+def schema() -> dict[str, Any]:
+    """The published JSON Schema of the document."""
+    return json.loads(files("throughtime.report").joinpath("schema.json").read_text(encoding="utf-8"))
+
+
+def dumps(document: dict[str, Any], indent: int | None = None) -> str:
+    """The document as text; a NaN that slipped through would be an error, not a bare NaN."""
+    return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def flow_to_dict(flow: Flow) -> dict[str, Any]:
+    """A flow without findings."""
+    return {
+        "schema": SCHEMA,
+        "throughtime": flow.throughtime,
+        "torch": flow.torch,
+        "steps": flow.steps,
+        "batch": flow.batch,
+        "dtype": flow.dtype,
+        "residual": _number(flow.residual),
+        "layers": [_layer(layer) for layer in flow.layers.values()],
+        "findings": [],
+    }
+
+
+def report_to_dict(report: Report) -> dict[str, Any]:
+    """A flow with what is needed, the findings, and the verification where there is one."""
+    document = flow_to_dict(report.flow)
+    document["title"] = report.title
+    document["needed"] = [_needed(each) for each in report.needed]
+    document["findings"] = [
+        {
+            "code": finding.code,
+            "name": finding.name,
+            "severity": finding.severity,
+            "preview": finding.preview,
+            "layer": finding.layer,
+            "value": _number(finding.value),
+            "threshold": _number(finding.threshold),
+            "message": finding.message,
+            "remedy": finding.remedy,
+            "references": list(finding.references),
+        }
+        for finding in report.findings
+    ]
+    document["verification"] = None if report.verification is None else _verification(report.verification)
+    return document
+
+
+def _layer(layer: LayerFlow) -> dict[str, Any]:
+    demand = layer.demand
+    tail = layer.tail
+    return {
+        "name": layer.name,
+        "cell": layer.cell,
+        "convention": dict(layer.convention),
+        "steps": layer.steps,
+        "batch": layer.batch,
+        "hidden_size": layer.hidden_size,
+        "input_size": layer.input_size,
+        "dtype": layer.dtype,
+        "lag": layer.lag,
+        "loss_steps": list(layer.loss_steps),
+        "residual": _number(layer.residual),
+        "error": _number(layer.error),
+        "cancellation": _number(layer.cancellation),
+        "share": _list(layer.share),
+        "adjoint": {
+            "log10_norm": _list(layer.adjoint.log10_norm),
+            "by_state": {name: _list(values) for name, values in layer.adjoint.by_state.items()},
+        },
+        "parameters": [
+            row for terms in layer.parameters.values() for row in (_terms(terms), *map(_terms, terms.gates.values()))
+        ],
+        "initial_state": [_terms(terms) for terms in layer.initial_state.values()],
+        "demand": None
+        if demand is None or demand.missing
+        else {
+            "z": _list(demand.z),
+            "threshold": _number(demand.threshold),
+            "lags": list(demand.lags),
+            "sequences": demand.sequences,
+            "level": demand.level,
+            "permutations": demand.permutations,
+            "method": demand.method,
+            "note": demand.note,
+        },
+        "paths": {name: _list(values) for name, values in layer.paths.items()},
+        "hops": None if layer.hops is None else {name: _list(values) for name, values in layer.hops.items()},
+        "signal_to_noise": _list(layer.signal_to_noise),
+        "bias": _list(layer.bias),
+        "cosine": _list(layer.cosine),
+        "horizon": {f"{level:g}": value for level, value in layer.horizon.items()},
+        "units": [
+            {
+                "unit": unit.unit,
+                "timescale": _number(unit.timescale),
+                "half_life": _number(unit.half_life),
+                "kind": unit.kind,
+                "rule": unit.rule,
+            }
+            for unit in layer.units
+        ],
+        "gates": {
+            name: {
+                "mean": _number(gate.mean),
+                "below": _number(gate.below),
+                "above": _number(gate.above),
+                "saturated": _number(gate.saturated),
+                "logit_quantiles": _list(gate.logit_quantiles),
+                "levels": list(QUANTILES),
+                "histogram": gate.histogram.tolist(),
+            }
+            for name, gate in layer.gates.items()
+        },
+        "tail": None
+        if tail is None
+        else {"first_lag": tail.first_lag, "share": _number(tail.share), "log10_norm": _number(tail.log10_norm)},
+        "missing": [{"field": each.field, "reason": each.reason} for each in layer.missing] + _zeros(layer),
+    }
+
+
+def _zeros(layer: LayerFlow) -> list[dict[str, str]]:
+    """Nulls that stand for the logarithm of an exact zero, and for numbers that are infinite."""
+    rows = []
+    told = {"adjoint.log10_norm": layer.adjoint.log10_norm}
+    told |= {f"parameters.{name}.log10_norm": terms.log10_norm for name, terms in layer.parameters.items()}
+    for field, values in told.items():
+        lags = np.flatnonzero(np.isneginf(values))
+        if len(lags):
+            rows.append(
+                {
+                    "field": field,
+                    "reason": f"exactly zero at {len(lags)} lags, the first {lags[0]}: it has no logarithm",
+                }
+            )
+    rows.append({"field": "paths", "reason": "a path share has no lag 0"})
+    if math.isinf(layer.residual):
+        rows.append(
+            {"field": "residual", "reason": "infinite: autograd gave a block exactly 0 where the terms are tiny"}
+        )
+    if any(not math.isfinite(unit.half_life) for unit in layer.units):
+        rows.append({"field": "units.half_life", "reason": "never fell to half its peak within the lags told apart"})
+    return rows
+
+
+def _terms(terms: Terms) -> dict[str, Any]:
+    return {
+        "name": terms.name,
+        "gate": terms.gate,
+        "share": _list(terms.share),
+        "log10_norm": _list(terms.log10_norm),
+        "residual": _number(terms.residual),
+    }
+
+
+def _needed(needed: Needed) -> dict[str, Any]:
+    return {"layer": needed.layer, "lags": list(needed.lags), "source": needed.source}
+
+
+def _verification(done: Verification) -> dict[str, Any]:
+    return {
+        "remedy": done.remedy,
+        "metric": done.metric,
+        "higher_is_better": done.higher_is_better,
+        "steps": done.steps,
+        "seeds": list(done.seeds),
+        "before": _list(done.before),
+        "after": _list(done.after),
+        "difference": _number(done.difference),
+        "low": _number(done.low),
+        "high": _number(done.high),
+        "verdict": done.verdict,
+        "notes": list(done.notes),
+    }
+
+
+def _number(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _list(values: Iterable[float]) -> list[float | None]:
+    return [_number(value) for value in np.asarray(values, dtype=np.float64).tolist()]

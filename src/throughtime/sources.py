@@ -1,0 +1,85 @@
+"""What the command line is given: names of things in the user's own modules, and files of arrays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from throughtime.errors import InputError
+from throughtime.importers.npz import Convention, load_npz, read_arrays
+
+
+def named(name: str) -> Any:
+    """`package.module:object`, imported: the name is the user's explicit word to run that module. Raises InputError."""
+    module, _, path = name.partition(":")
+    if not module or not path:
+        raise InputError(f"{name!r}", "package.module:name, or a file", "write the module, a colon and the name")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+        return found
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{name}, which failed: {error}", "something that can be imported", "check the name and the folder"
+        ) from error
+
+
+def model(name: str, convention: Convention | None = None) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
+    """The model, and its factory where it has one. Raises InputError for a file that holds no model."""
+    if _is_file(name):
+        if convention is None:
+            raise InputError(
+                f"the weights {name} without a convention",
+                "--cell, and for other layouts than torch's --gates, --layout, --reset, --z",
+                "say how the arrays are to be read: a file of arrays does not",
+            )
+        return load_npz(name, convention), None
+    made = named(name)
+    factory = None if isinstance(made, nn.Module) else made
+    if callable(factory):
+        made = factory()
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            f"{name}, which gave a {type(made).__name__}", "an nn.Module, or a function that returns one", "check it"
+        )
+    return made, factory
+
+
+def data(name: str) -> Any:
+    """Batches: what a name stands for (called, if it is a function), or the arrays of a file."""
+    if not _is_file(name):
+        found = named(name)
+        return found() if callable(found) and not isinstance(found, Tensor) else found
+    arrays = {key: torch.from_numpy(value) for key, value in read_arrays(name).items()}
+    x = arrays.get("") if "" in arrays else arrays.get("x", arrays.get("inputs"))
+    if x is None and len(arrays) == 1:
+        x = next(iter(arrays.values()))
+    if x is None:
+        raise InputError(
+            f"arrays {sorted(arrays)} in {name}", "one named x or inputs, and perhaps y or targets", "rename them"
+        )
+    y = arrays.get("y", arrays.get("targets"))
+    if x.is_floating_point() and x.ndim == 2 and y is None:
+        x = x.unsqueeze(1)  # one sequence
+    return x if y is None else (x, y)
+
+
+def _is_file(name: str) -> bool:
+    if Path(name).suffix in (".npz", ".npy"):
+        if not Path(name).exists():
+            raise InputError(f"no file {name}", "a file .npz or .npy", "check the path")
+        return True
+    if Path(name).is_file():
+        raise InputError(
+            f"the file {name}", "a file .npz or .npy, or package.module:name", "save the arrays with numpy.savez"
+        )
+    return False

@@ -1,0 +1,130 @@
+"""The user's loss and data in one form: `step(model, batch) -> scalar`, and a list of batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from throughtime.errors import InputError
+
+Step = Callable[[nn.Module, Any], Tensor]
+MODEL_NAMES = ("model", "net", "network", "module", "m")
+
+
+def as_step(loss: Callable[..., Tensor]) -> Step:
+    """The user's loss as `step(model, batch)`.
+
+    Read by its parameters: `fn(model, batch)` or `fn(model, x, y)` when the first is called model, net, network, module or m;
+    otherwise a criterion, `fn(output, target)` for batches (x, y), or `fn(output)`, whose output is model(x). A torch loss
+    module such as nn.CrossEntropyLoss() is a criterion.
+    """
+    if not callable(loss):
+        raise InputError(f"a loss of type {type(loss).__name__}", "a function", "pass fn(model, batch) or a criterion")
+    names = _parameters(loss)
+    if names and names[0] in MODEL_NAMES:
+        if len(names) > 2:
+            return _scalar(lambda model, batch: loss(model, *_parts(batch)))
+        return _scalar(lambda model, batch: loss(model, batch))
+    if len(names) == 1:
+        return _scalar(lambda model, batch: loss(model(_parts(batch)[0])))
+
+    def criterion(model: nn.Module, batch: Any) -> Tensor:
+        parts = _parts(batch)
+        if len(parts) != 2:
+            raise InputError(
+                f"a batch of {len(parts)} part(s) for a criterion of (output, target)",
+                "batches (x, y)",
+                "give targets, or write the loss as fn(model, batch)",
+            )
+        return loss(model(parts[0]), parts[1])
+
+    return _scalar(criterion)
+
+
+def _parameters(loss: Callable) -> list[str]:
+    """Names of the positional parameters that must be given."""
+    if isinstance(loss, nn.Module):
+        loss = loss.forward
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # built in, such as torch.dot
+        return ["input", "target"]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    return needed or ["input", "target"]
+
+
+def _parts(batch: Any) -> list[Any]:
+    return list(batch) if isinstance(batch, tuple | list) else [batch]
+
+
+def _scalar(step: Step) -> Step:
+    def checked(model: nn.Module, batch: Any) -> Tensor:
+        value = step(model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = (
+                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise InputError(
+                f"a loss that returns {got}",
+                "a scalar tensor",
+                "reduce it (.mean() or .sum()); see how a loss is read: docs/loss.md",
+            )
+        return value
+
+    return checked
+
+
+def as_batches(batches: Any, limit: int) -> list[Any]:
+    """At most `limit` batches of a loader or a list; or the one that was given.
+
+    One batch is a tensor or array, a dict, a tuple, or a list made of tensors only, as loaders yield it.
+    """
+    if isinstance(batches, Tensor | np.ndarray | dict | tuple) or (
+        isinstance(batches, list) and batches and all(isinstance(part, Tensor | np.ndarray) for part in batches)
+    ):
+        found = [batches]
+    elif isinstance(batches, Iterable):
+        found = list(islice(iter(batches), limit))
+    else:
+        raise InputError(
+            f"batches of type {type(batches).__name__}",
+            "a batch (a tensor, a tuple (x, y), a dict) or an iterable of batches",
+            "pass one batch, a DataLoader or a list of (x, y)",
+        )
+    if not found:
+        raise InputError("no batch: the loader is empty", "at least one", "check the data set and drop_last")
+    return [_tensors(batch) for batch in found]
+
+
+def _tensors(batch: Any) -> Any:
+    if isinstance(batch, np.ndarray):
+        return torch.from_numpy(batch)
+    if isinstance(batch, tuple | list):
+        return type(batch)(_tensors(part) for part in batch) if type(batch) in (tuple, list) else batch
+    return batch
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Leave parameters' gradients, buffers and the random state as they were, whatever happens inside."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = [d for d in {p.device for p in model.parameters()} if d.type == "cuda"]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            with torch.no_grad():
+                for name, value in model.named_buffers():
+                    if name in buffers:
+                        value.copy_(buffers[name])
