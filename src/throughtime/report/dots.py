@@ -102,7 +102,7 @@ def _interval(verification: Verification, left: float, right: float, y: float, j
         parts.append(element("circle", cx=x(verification.difference), cy=y, r=5, class_=kind or "tt-ink"))
         span = f"{signed(verification.low)} to {signed(verification.high)}"
         words = f"{signed(verification.difference)}, 95 % interval {span}: {verification.verdict}"
-        half = width_of(words) / 2
+        half = width_of(words, strong=True) / 2
         centre = min(max(x(verification.difference), 8 + half), right + 14 - half)
         parts.append(text(words, centre, y + 27, f"tt-strong tt-halo {kind or 'tt-ink'}", "middle"))
     return "".join(parts)

@@ -173,7 +173,7 @@ def _asked(frame: Frame, needed: Needed | None) -> str:
     if not inside:
         return text(f"{words} (beyond the sequence)", frame.right, 38, "tt-demand tt-strong", "end")
     first, last = runs(inside)[-1]
-    half = width_of(words) / 2
+    half = width_of(words, strong=True) / 2
     x = min(max(frame.x((first + last) / 2), 8 + half), frame.right - half)
     return text(words, x, 38, "tt-demand tt-strong", "middle")
 
@@ -247,7 +247,7 @@ def _values(frame: Frame, words: Words, curves: Sequence[Curve], lags: Sequence[
         y = frame.y(value)
         parts.append(element("circle", cx=x, cy=y, r=4, class_="tt-supply"))
         told = arriving(value)
-        length = width_of(told)
+        length = width_of(told, strong=True)
         start = x - 9 - length if left else x + 9
         lines = [min(max(y + shift, frame.top + 14), frame.bottom - 8) for shift in (-9, 18)]
         cost = {at: _covered(frame, curves, start, at, length) + 9 * words.covered(start, at, length) for at in lines}
@@ -258,7 +258,7 @@ def _values(frame: Frame, words: Words, curves: Sequence[Curve], lags: Sequence[
 
 def _label(frame: Frame, words: Words, curve: Curve, curves: Sequence[Curve]) -> str:
     """The name of a curve beside it, where it covers the least: try places along the curve, above and below it."""
-    length = width_of(curve.label)
+    length = width_of(curve.label, strong=True)
     best, least = None, math.inf
     for place in np.linspace(0.04, 0.7, 34):
         lag = round(place * (frame.lags - 1))

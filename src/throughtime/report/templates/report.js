@@ -70,7 +70,7 @@
     const narrow = plot.clientWidth < 480;
     for (const trace of data) if (trace.colorbar) Object.assign(trace.colorbar, narrow ? BAR_ABOVE : BAR_BESIDE);
     if (narrow) layout.font.size = 11;
-    if (width) layout.width = Math.min(width, plot.clientWidth || width);
+    if (width) layout.width = width;
     painted.add(plot);
     return Plotly.react(plot, data, layout, { displayModeBar: false, displaylogo: false, responsive: true });
   }
