@@ -38,5 +38,8 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+readme: $(VENV)/.dev
+	$(BIN)/python scripts/readme.py
+
 clean:
 	rm -rf $(VENV) build dist site demo.html demo-opus.html

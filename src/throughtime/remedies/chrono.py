@@ -20,8 +20,9 @@ class Chrono(Remedy):
     they do under the default initialisation: then what arrives at lag τ falls like .5^τ. It changes initial values
     only, so it is of use before training, not on trained weights.
 
-    Evidence: needed_lag, the farthest lag the loss asks for (measured by demand, or said by the user), in steps; it
-    becomes T_max. `generator`, a torch.Generator, may be passed too.
+    Evidence: needed_lag, the farthest lag the loss asks for (measured by demand, or said by the user), in steps;
+    T_max is one more: the number of steps from that input to the loss, both counted. `generator`, a torch.Generator,
+    may be passed too.
     """
 
     name = "chrono"
@@ -54,4 +55,4 @@ class Chrono(Remedy):
 
 def _max_lag(evidence: dict[str, Any]) -> int:
     # A needed lag of 1 or 2 is asked for by a user's rule, not by a task: the least interval serves it.
-    return max(int(evidence["needed_lag"]), MIN_MAX_LAG)
+    return max(int(evidence["needed_lag"]) + 1, MIN_MAX_LAG)
