@@ -37,7 +37,9 @@ class Scaled:
 
     def __add__(self, other: Scaled) -> Scaled:
         new = torch.maximum(self.exponent, other.exponent)
-        mantissa = self.mantissa * power_of_two(self.exponent - new) + other.mantissa * power_of_two(other.exponent - new)
+        mantissa = self.mantissa * power_of_two(self.exponent - new) + other.mantissa * power_of_two(
+            other.exponent - new
+        )
         return Scaled(mantissa, new)
 
     def beside(self, other: Scaled) -> Scaled:
@@ -63,21 +65,21 @@ class Scaled:
 
     def over(self, other: Scaled) -> np.ndarray:
         """The ratio to another sum, NaN for 0/0 and where nothing was added."""
-        shift = power_of_two((self.exponent - other.exponent).clamp(-2000, 2000))
-        ratio = self.mantissa / other.mantissa * shift
+        ratio = self.mantissa / other.mantissa * power_of_two(self.exponent - other.exponent)
         ratio[..., (self.exponent == EMPTY) | (other.exponent == EMPTY)] = torch.nan
         return ratio.numpy()
 
     def value(self) -> Tensor:
-        """The numbers as float64, 0 where they leave its range."""
-        return self.mantissa * power_of_two(self.exponent)
+        """The numbers as float64, 0 or infinite where they leave its range."""
+        return torch.where(self.mantissa == 0, 0.0, self.mantissa * power_of_two(self.exponent))
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """2^exponent in floating point, exactly, 0 where it leaves the range of `dtype` below."""
-    low = -1022 if dtype == torch.float64 else -126
-    out = torch.exp2(exponent.clamp(low, -low).to(torch.float64)).to(dtype)
-    return torch.where(exponent < low, torch.zeros((), dtype=dtype, device=exponent.device), out)
+    """2^exponent in floating point, exactly; 0 below the range of `dtype` (of its normal numbers), infinite above."""
+    low, high = (-1022, 1023) if dtype == torch.float64 else (-126, 127)
+    out = torch.exp2(exponent.clamp(low, high).to(torch.float64)).to(dtype)
+    out = torch.where(exponent < low, torch.zeros((), dtype=dtype, device=exponent.device), out)
+    return torch.where(exponent > high, torch.full((), torch.inf, dtype=dtype, device=exponent.device), out)
 
 
 def rescale(rows: Tensor, exponent: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
