@@ -73,6 +73,10 @@ class Trace:
         arrays += [("the gradient at the output", unit, self.gradient)]
         if self.cell_gradient is not None:
             arrays.append(("the gradient at c_n", "(sequence, unit)", self.cell_gradient))
+        given = self.weight_gradients.items()
+        arrays += [(f"the gradient of {self.names.get(name, name)}", "index", value) for name, value in given]
+        if self.initial_gradient is not None:
+            arrays.append(("the gradient at the initial state", "(sequence, unit)", self.initial_gradient))
         for what, axes, value in arrays:
             bad = ~torch.isfinite(value)
             if bad.any():
@@ -80,7 +84,7 @@ class Trace:
                 raise InputError(
                     f"{value[place].item()} in {what} of layer '{self.name}', first at {axes} {place}",
                     "finite numbers",
-                    "check the targets and the loss, which overflowed"
+                    "check the targets and the loss, or the recurrence: something overflowed on the way back"
                     if "gradient" in what
                     else "look at the data, the weights or the step before this one",
                 )
