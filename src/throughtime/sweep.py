@@ -116,6 +116,8 @@ def sweep(
     """
     trace = linearization.trace
     steps = trace.origins()
+    if not steps:
+        return None
     rows = trace.rows(steps)
     at = torch.tensor(steps)
     exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
@@ -128,7 +130,10 @@ def sweep(
             if not few and tolerance > 0:
                 size = _log2_peak(rows, exponent)
                 highest = max(highest, size)
-                if size < highest + float(torch.log2(torch.tensor(tolerance))):
+                if size == -torch.inf:  # nothing is left: one row of zeros tells the lags that remain
+                    _end(at[:-1], rows[:-1], exponent[:-1], consumers)
+                    at, rows, exponent, few = at[-1:], rows[-1:], exponent[-1:], True
+                elif size < highest + float(torch.log2(torch.tensor(tolerance))):
                     break
             room = max(1, BLOCK_ENTRIES // rows.numel())
             room = min(room, int(at[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
@@ -148,6 +153,13 @@ def sweep(
     if progress:
         progress(length, length)
     return lag
+
+
+def _end(origins: Tensor, rows: Tensor, exponent: Tensor, consumers: Sequence[Consumer]) -> None:
+    """Tell the initial state of rows that are zero before they get there."""
+    for place, origin in enumerate(origins.tolist()):
+        for consumer in consumers:
+            consumer.initial(origin + 1, rows[place], exponent[place])
 
 
 def _log2_peak(rows: Tensor, exponent: Tensor) -> float:
