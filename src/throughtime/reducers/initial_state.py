@@ -13,6 +13,7 @@ from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import power_of_two
+from throughtime.sweep import DEAD
 
 
 class InitialState(Reducer):
@@ -20,6 +21,7 @@ class InitialState(Reducer):
 
     def __init__(self, linearization: Linearization) -> None:
         super().__init__(linearization)
+        self.batch = linearization.trace.batch
         self.told: dict[int, tuple[Tensor, Tensor]] = {}
         self.rest: tuple[Tensor, Tensor] | None = None
 
@@ -30,13 +32,23 @@ class InitialState(Reducer):
             self.told[lag] = (adjoint, exponent)
 
     def merge(self, other: InitialState) -> InitialState:
-        def beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))
+        def beside(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+            if a is None and b is None:
+                return None
+            rows, powers = zip(a or self._nothing(), b or other._nothing(), strict=True)
+            return torch.cat(rows), torch.cat(powers)
 
         merged = copy.copy(self)
-        merged.told = {lag: beside(rows, other.told[lag]) for lag, rows in self.told.items()}
-        merged.rest = beside(self.rest, other.rest) if self.rest and other.rest else None
+        merged.batch = self.batch + other.batch
+        both = {lag: beside(self.told.get(lag), other.told.get(lag)) for lag in sorted({*self.told, *other.told})}
+        merged.told = {lag: rows for lag, rows in both.items() if rows is not None}
+        merged.rest = beside(self.rest, other.rest)
         return merged
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        """What reaches the initial states of sequences in which no gradient enters."""
+        carries = self.linearization.trace.carries
+        return carries.new_zeros(self.batch, carries.shape[-1]), torch.full((self.batch,), DEAD, device=carries.device)
 
     def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""

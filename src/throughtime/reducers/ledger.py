@@ -19,7 +19,7 @@ from throughtime.cells.cell import Product
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization, Window
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import Scaled, power_of_two
+from throughtime.scaled import EMPTY, Scaled, power_of_two
 from throughtime.sweep import Block
 
 
@@ -99,6 +99,10 @@ class Ledger(Reducer):
         gates = len(linearization.cell.gates)
         self.blocks = [reference[row.parameter].unflatten(0, (gates, -1))[row.index] for row in self.rows]
         self.blocks = [block if block.ndim == 2 else block[:, None] for block in self.blocks]
+        # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
+        # a gradient of 1e-30 leave float32.
+        self.unit = _exponent(self.blocks)
+        self.blocks = [block * 2.0**-self.unit for block in self.blocks]
         self.squares = torch.tensor(
             [block.double().square().sum().item() for block in self.blocks], dtype=torch.float64
         )
@@ -137,9 +141,13 @@ class Ledger(Reducer):
                 out.append(torch.einsum("lrbh,lrbh->l", p, block.take(projected)))
         return torch.stack(out).double()
 
+    def _pre(self, block: Block) -> Tensor:
+        """Adjoints of the pre-activations in units of 2^unit."""
+        return block.pre * power_of_two(block.common - self.unit, block.pre.dtype)[:, None, None, None, None]
+
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        lags, scale = block.lags.cpu(), power_of_two(block.common)
+        lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit)
         norms, inner = self.scaled("norms"), self.tensor("inner")
         squares = term_squares(block, self.rows)
         norms.add_at(lags, squares, 2 * block.common)
@@ -149,7 +157,7 @@ class Ledger(Reducer):
 
     def _take_away(self, block: Block, lags: Tensor, sizes: Tensor) -> None:
         """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: (L,) sizes are ‖G(τ)‖ of the whole layer."""
-        pre = block.pre * power_of_two(block.common, block.pre.dtype)[:, None, None, None, None]
+        pre = self._pre(block)
         ps = [pre[..., row.place, :].flatten(1, 2) for row in self.rows]
         xs = [operand(block, row.operand) for row in self.rows]
         before, order = self._left_norm(self.left), torch.argsort(lags).tolist()
@@ -195,10 +203,10 @@ class Ledger(Reducer):
 
     def tail(self, block: Block) -> None:
         inner = self.tensor("tail_inner")
-        inner += (self._inner(block) * power_of_two(block.common)).sum(1).cpu()
+        inner += (self._inner(block) * power_of_two(block.common - self.unit)).sum(1).cpu()
         if self.tails is None:
             self.tails = [torch.zeros_like(part) for part in self.blocks]
-        pre = block.pre * power_of_two(block.common, block.pre.dtype)[:, None, None, None, None]
+        pre = self._pre(block)
         for row, tail, left in zip(self.rows, self.tails, self.left, strict=True):
             x = operand(block, row.operand)
             term = outer(pre[..., row.place, :].flatten(0, 2), None if x is None else x.flatten(0, 1))
@@ -210,14 +218,26 @@ class Ledger(Reducer):
             raise TypeError("merging ledgers: got one made without its terms; expected keep_terms=True on both")
         merged = super().merge(other)
         merged.left = [a + b - g for a, b, g in zip(self.left, other.left, self.blocks, strict=True)]
+        if self.tails and other.tails:
+            merged.tails = [a + b for a, b in zip(self.tails, other.tails, strict=True)]
+        else:
+            merged.tails = self.tails or other.tails
+        told = self._told() & other._told()
         terms = merged.tensor("terms")
         sizes = [block.numel() for block in self.blocks]
         squares = [part.double().square().sum(1) for part in terms.split(sizes, dim=1)]
-        merged.sums["norms"] = Scaled(torch.stack(squares), torch.zeros(terms.shape[0], dtype=torch.int64))
+        reached = told & ((self.norms.exponent != EMPTY) | (other.norms.exponent != EMPTY))
+        merged.sums["norms"] = Scaled(torch.stack(squares), torch.where(reached, 2 * self.unit, EMPTY))
         whole = torch.cat([block.flatten() for block in self.blocks])
         left = whole - terms.cumsum(0)
-        merged.bias_low = merged.bias_high = left.double().norm(dim=1) / self.squares.sum().sqrt()
+        bias = left.double().norm(dim=1) / self.squares.sum().sqrt()
+        merged.bias_low = merged.bias_high = torch.where(told, bias, torch.nan)
         return merged
+
+    def _told(self) -> Tensor:
+        """(T,) bool: lags that no tail has swallowed."""
+        known = ~self.bias_high.isnan()
+        return known if self.tails is not None else torch.ones_like(known)
 
     # Results, all made of the sums.
 
@@ -232,7 +252,7 @@ class Ledger(Reducer):
         gates = len(self.linearization.cell.gates)
         for row, block, left in zip(self.rows, self.blocks, self.left, strict=True):
             place = sums[row.parameter].unflatten(0, (gates, -1))[row.index]
-            place += (block - left).reshape(place.shape)
+            place += ((block - left) * 2.0**self.unit).reshape(place.shape)
         return sums
 
     def share(self) -> np.ndarray:
@@ -242,7 +262,11 @@ class Ledger(Reducer):
 
     def bias(self) -> np.ndarray:
         """(T,) truncation bias by K; NaN where it was not told exactly."""
-        return torch.where(self.bias_low == self.bias_high, self.bias_low, torch.nan).numpy()
+        bias = torch.where(self.bias_low == self.bias_high, self.bias_low, torch.nan)
+        known = (~self.bias_high.isnan()).nonzero().flatten()
+        if self.tails is None and len(known):  # nothing reaches back further than the last origin does
+            bias[int(known[-1]) + 1 :] = bias[known[-1]]
+        return bias.numpy()
 
     def cosine(self) -> np.ndarray:
         """(T,) cosine of Σ_{τ ≤ K} G(τ) with G: S / √(b² + 2S − 1), S the cumulative share."""
@@ -263,13 +287,13 @@ class Ledger(Reducer):
 
     def cancellation(self) -> float:
         """‖G‖ / Σ_τ ‖G(τ)‖ of the layer."""
-        return _ratio(float(self.squares.sum().sqrt()), float(self._sizes().sum()))
+        return _ratio(float(self.squares.sum().sqrt()) * 2.0**self.unit, float(self._sizes().sum()))
 
     def _sizes(self) -> Tensor:
         """(T,) ‖G(τ)‖ of the layer, the tail's added to the last."""
         sizes = self.norms.value().sum(0).sqrt()
         if self.tails is not None:
-            sizes[-1] += self._left_norm(self.tails)
+            sizes[-1] += self.tail_norm
         return sizes
 
     @cached_property
@@ -279,7 +303,7 @@ class Ledger(Reducer):
 
     @property
     def tail_norm(self) -> float:
-        return 0.0 if self.tails is None else float(self._left_norm(self.tails))
+        return 0.0 if self.tails is None else float(self._left_norm(self.tails)) * 2.0**self.unit
 
     def terms(self, given: Mapping[str, Tensor], tail_from: int | None) -> tuple[dict[str, Terms], float, float]:
         """The rows by parameter, the layer's residual, and its error relative to Σ_τ‖G(τ)‖, to which the contract applies.
@@ -312,7 +336,7 @@ class Ledger(Reducer):
             if off is not None:
                 scale = float(sizes.value().sqrt().sum())
                 if self.tails is not None:
-                    scale += float(self._left_norm([self.tails[place] for place in at]))
+                    scale += float(self._left_norm([self.tails[place] for place in at])) * 2.0**self.unit
                 errors.append(_ratio(float(off.double().norm()), scale))
                 residual = _ratio(float(off.double().norm()), float(given[parameter].double().norm()))
             parameters[names.get(parameter, parameter)] = Terms(
@@ -325,6 +349,12 @@ class Ledger(Reducer):
             )
         told = [value for value in residuals if not np.isnan(value)]
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
+
+
+def _exponent(blocks: list[Tensor]) -> int:
+    """Of the power of two next to the largest entry; 0 where there is none."""
+    peak = torch.stack([block.abs().amax() for block in blocks]).amax()
+    return int(torch.frexp(peak).exponent.clamp(-120, 120)) if peak > 0 and torch.isfinite(peak) else 0
 
 
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:

@@ -48,10 +48,25 @@ class OriginSteps(Reducer):
         self.log2[touched] = torch.logaddexp2(self.log2[touched], torch.log2(mantissa) + base)
         self.count.index_add_(0, cell, self.pairs[origins].double())
 
+    def initial(self, lag: int | None, adjoint: torch.Tensor, exponent: torch.Tensor) -> None:
+        """Steps of an origin that no block named, because nothing of it was left, are told as zero."""
+        if lag is not None:
+            first = self.row_of[(lag - 1) // self.width] * self.columns
+            cells = self.count[first : first + (lag - 1) // self.width + 1]
+            cells[cells == 0] = 1
+
     def merge(self, other: OriginSteps) -> OriginSteps:
+        """Origins may differ: a mask can leave a step without loss in one of two batches."""
         merged = copy.copy(self)
-        merged.log2 = torch.logaddexp2(self.log2, other.log2)
-        merged.count = self.count + other.count
+        merged.origins = sorted({*self.origins, *other.origins})
+        cells = len(merged.origins) * self.columns
+        merged.log2 = torch.full((cells,), -torch.inf, dtype=torch.float64)
+        merged.count = torch.zeros(cells, dtype=torch.float64)
+        for part in (self, other):
+            rows = torch.tensor([merged.origins.index(origin) for origin in part.origins], dtype=torch.int64)
+            cell = (rows[:, None] * self.columns + torch.arange(self.columns)).flatten()
+            merged.log2[cell] = torch.logaddexp2(merged.log2[cell], part.log2)
+            merged.count[cell] += part.count
         return merged
 
     def finish(self) -> OriginStep:
