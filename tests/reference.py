@@ -342,8 +342,11 @@ class Reference:
         return divide(inner, (whole * whole).sum())
 
     def norm(self, name: str, gate: str | None = None) -> np.ndarray:
+        """‖G(τ)‖; NaN at lags that no origin reaches back by."""
         at = slice(None) if gate is None else self.rows(gate)
-        return np.array([np.linalg.norm(self.term(name, lag)[at]) for lag in range(self.steps)])
+        norms = np.array([np.linalg.norm(self.term(name, lag)[at]) for lag in range(self.steps)])
+        norms[self.origins[-1] + 1 :] = np.nan
+        return norms
 
     @cached_property
     def kept(self) -> list[np.ndarray]:
