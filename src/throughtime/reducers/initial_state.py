@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class InitialState(Reducer):
         else:
             self.told[lag] = (adjoint, exponent)
 
-    def merge(self, other: InitialState) -> InitialState:
+    def merge(self, other: Self) -> Self:
         def beside(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
             if a is None and b is None:
                 return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -213,7 +214,7 @@ class Ledger(Reducer):
             tail += term
             left -= term
 
-    def merge(self, other: Ledger) -> Ledger:
+    def merge(self, other: Self) -> Self:
         if not (self.keep_terms and other.keep_terms):
             raise TypeError("merging ledgers: got one made without its terms; expected keep_terms=True on both")
         merged = super().merge(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class OriginSteps(Reducer):
             cells = self.count[first : first + (lag - 1) // self.width + 1]
             cells[cells == 0] = 1
 
-    def merge(self, other: OriginSteps) -> OriginSteps:
+    def merge(self, other: Self) -> Self:
         """Origins may differ: a mask can leave a step without loss in one of two batches."""
         merged = copy.copy(self)
         merged.origins = sorted({*self.origins, *other.origins})
