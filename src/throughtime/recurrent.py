@@ -1,4 +1,4 @@
-"""A recurrent layer of any registered cell as an nn.Module, called as torch's own: for cells that torch does not have."""
+"""A recurrent layer of any registered cell as an nn.Module, called as torch's own: also for cells torch does not have."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ def scan(cell: Cell, x: Tensor, initial: Tensor, weights: Weights) -> tuple[Tens
     for step in x:
         carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
         outputs.append(cell.output(carry))
-    # Views, so that a gradient of a last state is told from that of the last output.
-    return torch.stack(outputs), *(state.view_as(state) for state in split(carry, len(cell.states)))
+    # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
+    return torch.stack(outputs), *(state.clone() for state in split(carry, len(cell.states)))
 
 
 class Recurrent(nn.Module):
     """One layer, one direction: x (T, B, D) or (T, D), state (B, H) or None, to (output, state) as torch returns them.
 
-    Parameters are named as torch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0; a cell with two states takes and
-    returns a pair. Raises InputError where shapes do not fit.
+    Parameters are named as torch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0; a cell with two states takes
+    and returns a pair. Raises InputError where shapes do not fit.
     """
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor | None
+    bias_hh_l0: Tensor | None
 
     def __init__(self, cell: Cell, weights: Weights) -> None:
         super().__init__()
@@ -50,15 +55,21 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None):
         """See the class."""
         batched = x.ndim == 3
-        if x.shape[-1] != self.input_size or x.ndim not in (2, 3):
+        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or x.shape[0] == 0:
             raise InputError(f"input {tuple(x.shape)}", f"(steps, sequences, {self.input_size})", "put time first")
         x = x if batched else x.unsqueeze(1)
-        count = len(self.cell.states)
+        count, shape = len(self.cell.states), (x.shape[1], self.hidden_size)
         if state is None:
-            initial = x.new_zeros(x.shape[1], count * self.hidden_size)
+            initial = x.new_zeros(shape[0], count * self.hidden_size)
         else:
-            parts = state if isinstance(state, tuple) else (state,)
-            initial = torch.cat([part.reshape(-1, self.hidden_size) for part in parts], dim=-1)
+            parts = state if isinstance(state, tuple | list) else (state,)
+            if len(parts) != count or any(part.numel() != shape[0] * shape[1] for part in parts):
+                raise InputError(
+                    f"states {[tuple(part.shape) for part in parts]}",
+                    f"{count} of shape {shape}",
+                    "expand one state over the batch: state.expand(sequences, units)",
+                )
+            initial = torch.cat([part.reshape(shape) for part in parts], dim=-1)
         weights = Weights(self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         output, *last = scan(self.cell, x, initial, weights)
         last = [part.unsqueeze(0) if batched else part for part in last]
