@@ -257,9 +257,9 @@ class Ledger(Reducer):
         return sums
 
     def share(self) -> np.ndarray:
-        """(T,) share of the whole layer."""
+        """(T,) share of the whole layer; NaN in the tail."""
         inner = self.tensor("inner")
-        return _over(inner.sum(0), self.squares.sum())
+        return np.where(self._told().numpy(), _over(inner.sum(0), self.squares.sum()), np.nan)
 
     def bias(self) -> np.ndarray:
         """(T,) truncation bias by K; NaN where it was not told exactly."""
