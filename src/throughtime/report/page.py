@@ -82,7 +82,8 @@ def _kinds(units: tuple[Unit, ...]) -> str:
 
 def _unit(unit: Unit) -> list[Cell]:
     timescale = _number(unit.timescale)
-    half_life = _number(unit.half_life, absent="never" if math.isnan(unit.half_life or math.nan) else ABSENT)
+    life = unit.half_life  # a lag, so a whole number
+    half_life = Cell(f"{life:.3g}", repr(life)) if math.isfinite(life) else Cell("never", "")
     expected = _number(math.log(2) * unit.timescale)
     return [Cell(str(unit.unit), str(unit.unit)), _word(unit.kind), timescale, expected, half_life, _word(unit.rule)]
 
@@ -110,9 +111,8 @@ def _terms(terms: Terms, tail: int | None) -> list[Cell]:
     return [_word(terms.name), _word(terms.gate or "whole"), _number(terms.residual), sums, where]
 
 
-def _number(value: float | None, absent: str = ABSENT) -> Cell:
-    shown = number(value, fixed=True)
-    return Cell(absent if shown == ABSENT else shown, _sortable(value))
+def _number(value: float | None) -> Cell:
+    return Cell(number(value, fixed=True), _sortable(value))
 
 
 def _sortable(value: float | None) -> str:

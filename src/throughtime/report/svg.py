@@ -69,7 +69,9 @@ def width_of(words: str, strong: bool = False) -> float:
 
 def document(parts: Iterable[str], width: float, height: float, title: str, description: str, standalone: bool) -> str:
     """The whole picture: sized by its viewBox, told to screen readers, with its own style; `standalone` adds paper."""
-    paper = element("rect", class_="tt-paper", width=width, height=height, rx=6) if standalone else ""
+    margin = 16 if standalone else 0
+    size = {"width": f"{width + 2 * margin:g}", "height": f"{height + 2 * margin:g}"}
+    paper = element("rect", class_="tt-paper", x=-margin, y=-margin, rx=8, **size) if standalone else ""
     return element(
         "svg",
         element("title", escape(title)),
@@ -78,9 +80,8 @@ def document(parts: Iterable[str], width: float, height: float, title: str, desc
         paper,
         *parts,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:g} {height:g}",
-        width=f"{width:g}",
-        height=f"{height:g}",
+        viewBox=f"{-margin} {-margin} {size['width']} {size['height']}",
+        **size,
         class_="tt-pic",
         role="img",
         aria_label=f"{title}. {description}",

@@ -28,7 +28,7 @@ def parameters(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
         key="parameters",
         title="Lag × parameter",
         caption="Each row is one block of weights: blue lags push it the way that this backward pass moved it, purple "
-        "lags pull against that, and the colour pales by a factor of ten every quarter of the scale.",
+        "lags pull against that, and ten times less is a quarter paler.",
         views={"share": _shares(share, names), "norm": _norms(norm, names)},
         formulas=(TERM, SHARE),
         note="Shares are relative to a block's own gradient and add up to 1 over the lags.",

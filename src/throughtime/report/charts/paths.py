@@ -37,12 +37,12 @@ def hops(layer: LayerFlow, lags: tuple[int, ...]) -> Chart | None:
     shades = ("--tt-supply", "--tt-one", "--tt-two", "--tt-three", "--tt-soft")
     data = []
     for index, (order, values) in enumerate(layer.hops.items()):
-        name = "more" if order == "rest" else f"{label(order)} non-carry"
+        name = f"{index} or more" if order == "rest" else label(order)
         data.append(by_lag(values, name, "--tt-faint" if order == "rest" else shades[min(index, 4)]))
     return Chart(
         key="hops",
         title="Non-carry steps",
-        caption="The 0 line is the gradient that never left the carry, the others left it once, twice, …: where 0 "
+        caption="The 0 line is the gradient that never left the carry, the others left it that many times: where 0 "
         "leads, the gate alone sets how far the gradient reaches.",
         views={"": figure(data, xaxis=axis("lag τ"), yaxis=axis("share of the gradient"), shapes=needed_bands(lags))},
         half=True,
