@@ -12,6 +12,7 @@ input, τ the lag, P permutations.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,15 +22,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from throughtime.errors import InputError
+from throughtime.lagged import CHUNK, DISTANCES, GRAMS, PRODUCTS, by_product, by_transform
 
 Method = Literal["covariance", "distance"]
 
 PERMUTATIONS = 199  # with the observed one 200 equally likely orders: 5 % is exactly ten of them
 NEARER = 2  # next inputs whose linear part is taken out of an input
-SAMPLES_PER_COEFFICIENT = 10  # of that regression
+OWN_SAMPLES = 25  # sequences a coefficient, from which on that regression is each step's own
+POOLED_SAMPLES = 100  # samples a coefficient where it is pooled over steps: local, but without eating the signal
+FLOOR = 0.1  # least part of the error counted as left over by nearer inputs: beneath it lies the network's own output
 FEW_SEQUENCES = 20  # below this a Demand carries a caution about its power
-FEW_STEPS = 8  # up to this many steps with a loss, products by lag are cheaper than transforms over time
-CHUNK = 2**23  # float32 numbers held at once in a product (32 MB)
+FEW_STEPS = 8  # up to this many steps with a loss, products lag by lag are cheaper than transforms over time
 BUDGET = 1e11  # floating point operations, some seconds: beyond it only leading directions are kept
 EXPLAINED = 1e-5  # share of an input's variance that is rounding: with less left, nearer inputs tell all of it
 RANK_TOLERANCE = 1e-6  # relative singular value that counts as zero: gradients come in float32 or less
@@ -137,11 +140,11 @@ def measure(
             return nothing("the inputs do not differ over the batch at any step up to the last loss")
         generator = torch.Generator().manual_seed(seed)
         u = _rotated(u / u.abs().max(), generator)
-        g = _rotated(gradient[origins] / gradient.abs().max(), generator).float()
-        residuals = [_less_nearer(u, count).float() for count in range(nearer + 1)]
+        g = _rotated(gradient[origins] / gradient.abs().max(), generator)
+        residuals, bases = zip(*(_less_nearer(u, count) for count in range(nearer + 1)), strict=True)
         permuted = [torch.randperm(batch, generator=generator) for _ in range(permutations)]
         orders = torch.stack([torch.arange(batch), *permuted])
-        statistics, note = _statistics(g, origins, residuals, orders, method)
+        statistics, note = _statistics(g, origins, residuals, bases, orders, method)
         tested = _defined(origins, residuals)
     z, threshold = _judged(statistics.double().numpy(), tested.numpy(), level)
     if np.isnan(z).all():
@@ -180,158 +183,100 @@ def _rotated(x: Tensor, generator: torch.Generator, limit: int = 1024) -> Tensor
     return (rows @ basis[:, kept].flip(1)).reshape(*x.shape[:2], -1)
 
 
-def _less_nearer(u: Tensor, count: int) -> Tensor:
+def _less_nearer(u: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     """u (T, B, D) less its linear regression on the `count` next inputs, as many as there are before the end.
 
-    The coefficients belong to a block of neighbouring steps, just long enough to give ten samples a coefficient: inputs
-    whose statistics change along the sequence (an image, then noise) are regressed on their own surroundings. Where the
-    whole sequence is too short for that, only leading principal directions of the next inputs are used.
+    With sequences enough, the regression is each step's own, and what it projects on comes back as the second result:
+    (T, B, count·D), orthonormal over the batch. Else the coefficients are pooled over a block of neighbouring steps,
+    just long enough to know them well, so that inputs whose statistics change along the sequence (an image, then noise)
+    are regressed on their own surroundings; and if the whole sequence is too short for that, only leading principal
+    directions of the next inputs are used.
     """
-    if count == 0:
-        return u
     steps, batch, size = u.shape
-    width = max(1, min(size, steps * batch // (SAMPLES_PER_COEFFICIENT * count)))
-    block = math.ceil(SAMPLES_PER_COEFFICIENT * count * width / batch)
+    if count == 0:
+        return u, u.new_zeros(steps, batch, 1)
+    width = max(1, min(size, steps * batch // (OWN_SAMPLES * count)))
     padded = torch.cat([u[..., :width], u.new_zeros(count, batch, width)])
     following = torch.cat([padded[i : i + steps] for i in range(1, count + 1)], dim=-1)
-    residual = u.clone()
-    blocks = max(1, steps // block)
-    for own, nxt in zip(residual.tensor_split(blocks), following.tensor_split(blocks), strict=True):
-        x, y = nxt.flatten(0, 1), own.flatten(0, 1)
-        gram = x.T @ x
-        ridge = 1e-6 * gram.diagonal().mean()
-        if ridge > 0:  # the last step has no next input
-            gram.diagonal().add_(ridge)
-            own -= (x @ torch.linalg.solve(gram, x.T @ y)).reshape(own.shape)
+    basis = None
+    if batch >= OWN_SAMPLES * count * size:
+        basis, singular, _ = torch.linalg.svd(following, full_matrices=False)
+        basis = basis * (singular > RANK_TOLERANCE * singular.max()).to(u.dtype)[:, None]
+        residual = u - basis @ (basis.mT @ u)
+    else:
+        residual = u.clone()
+        blocks = max(1, steps * batch // (POOLED_SAMPLES * count * width))
+        for own, nxt in zip(residual.tensor_split(blocks), following.tensor_split(blocks), strict=True):
+            x, y = nxt.flatten(0, 1), own.flatten(0, 1)
+            gram = x.T @ x
+            ridge = 1e-6 * gram.diagonal().mean()
+            if ridge > 0:  # the last step has no next input
+                gram.diagonal().add_(ridge)
+                own -= (x @ torch.linalg.solve(gram, x.T @ y)).reshape(own.shape)
     left, before = residual.pow(2).sum((1, 2), keepdim=True), u.pow(2).sum((1, 2), keepdim=True)
-    return residual * (left > EXPLAINED * before)
+    return residual * (left > EXPLAINED * before), basis
 
 
 # --- the statistic at all lags and orders --------------------------------------------------------------------------
 
 
 def _statistics(
-    g: Tensor, origins: Tensor, residuals: list[Tensor], orders: Tensor, method: Method
+    g: Tensor,
+    origins: Tensor,
+    residuals: Sequence[Tensor],
+    bases: Sequence[Tensor | None],
+    orders: Tensor,
+    method: Method,
 ) -> tuple[Tensor, str | None]:
     """(P + 1, T) statistics, row 0 the observed order, and a note if something had to be left out.
 
     Two forms of the same sum. Over sequences: C itself, then its square. Over pairs of sequences: the Gram (or
     centred distance) matrices of g and u, whose product, entry by entry, sums to it; its price does not grow with H, D.
-    Sides of unit scale in float32: the statistic is then right to about 1e-6, which z does not notice.
+    Both sides are of unit scale and in float32: the statistic is then right to about 1e-6, which z does not notice.
     """
     note = None
+    g, residuals = g.float(), [u.float() for u in residuals]
     (losses, batch, rank), (steps, _, size) = g.shape, residuals[0].shape
-    transform = losses > FEW_STEPS
-    pairs = method == "distance" or (losses == 1 and batch < rank * size)
-    if pairs:
+    few = losses <= FEW_STEPS
+    full_bases = [basis.float() for basis in bases if basis is not None]
+    partial = method == "covariance" and few and len(full_bases) == len(bases) > 1
+    if method == "distance" or (losses == 1 and batch < rank * size and not partial):
         most = math.isqrt(16 * CHUNK // steps)
         if losses > 1 and batch > most:
             note = f"distances of {most} of the {batch} sequences, to spare memory"
             g, residuals = g[:, :most], [u[:, :most] for u in residuals]
-            orders = _among_first(orders, most)
-        lift = _distances if method == "distance" else _grams
+            orders = torch.stack([order[order < most] for order in orders])  # uniform again over all orders of these
+        form = DISTANCES if method == "distance" else GRAMS
     else:
-        price = len(orders) * steps * (8 * batch + 100 if transform else 2 * batch * losses)
+        price = len(orders) * steps * (2 * batch * losses if few else 8 * batch + 100)
         g, residuals, note = _leading(g, residuals, max(1, int(BUDGET / price)))
-        lift = _itself
-    items, power = lift(g), 1 if pairs else 2
-
-    nearest = range(min(len(residuals) - 1, steps))  # these lags have fewer nearer inputs than asked for
-    statistics = g.new_zeros(len(orders), steps)
-    if transform:
-        whole = g.new_zeros(steps, *items.shape[1:])
-        whole[origins] = items
-        statistics = _by_transform(whole, lift(residuals[-1]), orders, pairs, power)
-    else:
-        chunk = max(1, CHUNK // (losses * items.shape[1] * (1 if pairs else residuals[-1].shape[2])))
-        for first in range(len(nearest), steps, chunk):
-            lags = torch.arange(first, min(first + chunk, steps))
-            u = torch.stack([_delayed(residuals[-1], origins, int(lag)) for lag in lags], dim=1)
-            lifted = lift(u.flatten(0, 1)).unflatten(0, u.shape[:2])
-            statistics[:, lags] = _by_product(items, lifted, orders, pairs, power)
-    for lag in nearest:
-        u = lift(_delayed(residuals[lag], origins, lag))[:, None]
-        statistics[:, lag] = _by_product(items, u, orders, pairs, power)[:, 0]
+        form = PRODUCTS
+    statistics = (
+        by_product(g, origins, residuals, orders, form) if few else by_transform(g, origins, residuals, orders, form)
+    )
+    if partial:
+        statistics = statistics / _left_by_nearer(g, origins, full_bases, orders)
     return statistics, note
 
 
-def _defined(origins: Tensor, residuals: list[Tensor]) -> Tensor:
+def _left_by_nearer(g: Tensor, origins: Tensor, bases: Sequence[Tensor], orders: Tensor) -> Tensor:
+    """(P + 1, T): Σ_t ‖g[t]‖² less its linear part in the inputs nearer than each lag; at least FLOOR of the whole.
+
+    Dividing by it makes the statistic that of a partial correlation, in every order alike.
+    """
+    steps = len(bases[0])
+    left, whole = g.new_zeros(len(orders), steps), g.new_zeros(steps)
+    for i, origin in enumerate(origins):
+        whole[: int(origin) + 1] += g[i].pow(2).sum()
+        left -= by_product(g[i : i + 1], origin[None], bases, orders, PRODUCTS)
+    return torch.maximum(left + whole, FLOOR * whole).clamp(min=torch.finfo(g.dtype).tiny)
+
+
+def _defined(origins: Tensor, residuals: Sequence[Tensor]) -> Tensor:
     """(T,) bool: lags at which some step with a loss meets an input that differs over the batch."""
     varying = [u.flatten(1).any(1) for u in residuals]
     of = [varying[min(lag, len(varying) - 1)] for lag in range(len(varying[0]))]
     return torch.stack([of[lag][origins[origins >= lag] - lag].any() for lag in range(len(of))])
-
-
-def _delayed(u: Tensor, origins: Tensor, lag: int) -> Tensor:
-    """u at the steps `origins` − lag, zero before the first step."""
-    return u[(origins - lag).clamp(min=0)] * (origins >= lag)[:, None, None]
-
-
-def _by_product(items: Tensor, u: Tensor, orders: Tensor, pairs: bool, power: int) -> Tensor:
-    """(P + 1, L): Σ_entries (Σ_n Σ_i items[n, order(i)] ⊗ u[n, l, i])^power; items (n, I, r), u (n, L, I, d)."""
-    losses, lags, count, size = u.shape
-    rank = items.shape[2]
-    flat = u.transpose(1, 2).reshape(losses * count, lags * size)
-    out = u.new_empty(len(orders), lags)
-    chunk = max(1, CHUNK // (rank * max(losses * count, lags * size)))
-    for first in range(0, len(orders), chunk):
-        some = slice(first, first + chunk)
-        left = _reordered(items, orders[some], pairs).permute(1, 3, 0, 2)  # (p, r, n, I)
-        c = (left.reshape(-1, losses * count) @ flat).reshape(-1, rank, lags, size)
-        out[some] = c.pow_(power).sum((1, 3))
-    return out
-
-
-def _by_transform(items: Tensor, u: Tensor, orders: Tensor, pairs: bool, power: int) -> Tensor:
-    """The same for all lags at once, by Fourier transforms over time; items (T, I, r), u (T, I, d)."""
-    steps, count, rank = items.shape
-    n = _fast_length(2 * steps - 1)  # long enough that no lag wraps round
-    items_f = torch.fft.rfft(items, n, dim=0)
-    out = u.new_zeros(len(orders), steps)
-    width = max(1, CHUNK // (n * count))
-    for inputs in u.split(width, dim=2):
-        inputs_f = torch.fft.rfft(inputs, n, dim=0).conj()
-        chunk = max(1, CHUNK // (n * rank * max(count, inputs.shape[2])))
-        for first in range(0, len(orders), chunk):
-            some = slice(first, first + chunk)
-            left = _reordered(items_f, orders[some], pairs).permute(0, 1, 3, 2).flatten(1, 2)  # (F, p·r, I)
-            c = torch.fft.irfft(left @ inputs_f, n, dim=0)[:steps]
-            out[some] += c.pow_(power).sum(2).reshape(steps, -1, rank).sum(2).T
-    return out
-
-
-def _fast_length(least: int) -> int:
-    """The smallest 2^a, 3·2^a or 5·2^a that is not below `least`."""
-    return min(odd << max(0, math.ceil(math.log2(least / odd))) for odd in (1, 3, 5))
-
-
-def _reordered(items: Tensor, orders: Tensor, pairs: bool) -> Tensor:
-    """items (n, I, r) in each of the orders (p, B): (n, p, I, r). I counts sequences, or pairs of them (b·B + b′)."""
-    if pairs:
-        batch = orders.shape[1]
-        orders = (orders[:, :, None] * batch + orders[:, None, :]).flatten(1)
-    return items[:, orders]
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
-
-
-def _grams(x: Tensor) -> Tensor:
-    """(n, B, D) → (n, B², 1), the inner products."""
-    return (x @ x.mT).flatten(1)[..., None]
-
-
-def _distances(x: Tensor) -> Tensor:
-    """(n, B, D) → (n, B², 1), Euclidean distances less their row and column means (Székely, Rizzo & Bakirov 2007)."""
-    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    d = d - d.mean(1, keepdim=True) - d.mean(2, keepdim=True) + d.mean((1, 2), keepdim=True)
-    return d.flatten(1)[..., None]
-
-
-def _among_first(orders: Tensor, most: int) -> Tensor:
-    """The orders that these induce among the first `most` sequences: again uniform over all orders."""
-    return torch.stack([order[order < most] for order in orders])
 
 
 def _leading(g: Tensor, residuals: list[Tensor], most: int) -> tuple[Tensor, list[Tensor], str | None]:
