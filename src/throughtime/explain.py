@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from throughtime import units as unit_analysis
+from throughtime.demand import Method, measure
 from throughtime.errors import InputError, ResidualError
 from throughtime.flow import Flow, LayerFlow, Missing, Tail
 from throughtime.linearize import Linearization
@@ -36,7 +37,7 @@ def explain(
     hops: bool = True,
     signal_to_noise: bool = True,
     demand: bool = True,
-    demand_method: str = "covariance",
+    demand_method: Method = "covariance",
     origin_step: bool = True,
     derivative: str = "closed",
     strict: bool = True,
@@ -87,7 +88,7 @@ def _layer(
     max_lag: int | None,
     bias: str,
     asked: dict[str, bool],
-    demand_method: str | None,
+    demand_method: Method | None,
     derivative: str,
     lag: str,
     progress: Callable[[int, int], None],
@@ -151,8 +152,6 @@ def _layer(
     if demand_method is None:
         missing.append(Missing("demand", "not asked for"))
     else:
-        from throughtime.demand import measure
-
         demand = measure(trace.gradient, trace.x, method=demand_method)
         if demand.missing:
             missing.append(Missing("demand", demand.missing))

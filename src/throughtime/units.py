@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from throughtime.flow import QUANTILES, Gate, Unit
+from throughtime.flow import QUANTILES, Array, Gate, Unit
 from throughtime.linearize import log_keep
 from throughtime.trace import Trace
 
@@ -61,8 +61,10 @@ def units(trace: Trace, log10_rms: np.ndarray) -> tuple[Unit, ...]:
         logits = trace.cell.pre_activations(trace.weights, trace.x, trace.carries[:-1])[cutting]
         cut = (torch.sigmoid(logits) < RESET).double().mean((0, 1)).cpu().numpy()
     states = trace.cell.output(trace.carries[1:])
-    moves = np.asarray(states.double().flatten(0, 1).std(0, correction=0).cpu())
-    still = (moves < STILL) & (trace.steps * trace.batch > 1)  # one state alone cannot be seen to stand still
+    moves: Array = states.double().flatten(0, 1).std(0, correction=0).cpu().numpy()
+    still: np.ndarray = (moves < STILL) & (
+        trace.steps * trace.batch > 1
+    )  # one state alone cannot be seen to stand still
     silent = ~np.isfinite(log10_rms).any(1)
     return tuple(
         Unit(

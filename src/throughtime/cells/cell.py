@@ -94,8 +94,12 @@ class Cell(ABC):
     pre: ClassVar[tuple[str, ...]]
     sigmoids: ClassVar[tuple[str, ...]] = ()
     products: ClassVar[tuple[Product, ...]]
-    keep: tuple[str, int] | None = None
-    reset: str | None = None
+    reset: ClassVar[str | None] = None
+
+    @property
+    def keep(self) -> tuple[str, int] | None:
+        """See the class."""
+        return None
 
     @property
     def convention(self) -> Mapping[str, str]:

@@ -40,7 +40,7 @@ class GRUResetBefore(Cell):
     )
 
     @property
-    def keep(self) -> tuple[str, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keep(self) -> tuple[str, int]:
         return ("z", 1 if self.keeps else -1)
 
     @property

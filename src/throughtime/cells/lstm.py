@@ -32,13 +32,16 @@ class LSTM(Cell):
     port_state: ClassVar = {"carry": "c"}
     pre: ClassVar = ("i", "f", "g", "o")
     sigmoids: ClassVar = ("i", "f", "o")
-    keep: ClassVar = ("f", 1)
     products: ClassVar = (
         Product("weight_ih", "x", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
         Product("weight_hh", "h", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
         Product("bias_ih", "1", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
         Product("bias_hh", "1", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
     )
+
+    @property
+    def keep(self) -> tuple[str, int]:
+        return ("f", 1)
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         ins = split(w.into(x), 4)

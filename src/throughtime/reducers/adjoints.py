@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 import torch
 
@@ -58,11 +56,9 @@ class Adjoints(Reducer):
         assert block.lags is not None
         sums.add_at(block.lags, value, 2 * block.common)
 
-    def merge(self, other: Self) -> Self:
-        merged = super().merge(other)
-        merged.sequences = self.sequences.beside(other.sequences)
-        merged.sequence_pairs = torch.cat((self.sequence_pairs, other.sequence_pairs), dim=1)
-        return merged
+    def join(self, one: Adjoints, other: Adjoints) -> None:
+        self.sequences = one.sequences.beside(other.sequences)
+        self.sequence_pairs = torch.cat((one.sequence_pairs, other.sequence_pairs), dim=1)
 
     def finish(self) -> Adjoint:
         """See `throughtime.flow.Adjoint`."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,19 +29,17 @@ class InitialState(Reducer):
         else:
             self.told[lag] = (adjoint, exponent)
 
-    def merge(self, other: Self) -> Self:
+    def join(self, one: InitialState, other: InitialState) -> None:
         def beside(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
             if a is None and b is None:
                 return None
-            rows, powers = zip(a or self._nothing(), b or other._nothing(), strict=True)
+            rows, powers = zip(a or one._nothing(), b or other._nothing(), strict=True)
             return torch.cat(rows), torch.cat(powers)
 
-        merged = copy.copy(self)
-        merged.batch = self.batch + other.batch
-        both = {lag: beside(self.told.get(lag), other.told.get(lag)) for lag in sorted({*self.told, *other.told})}
-        merged.told = {lag: rows for lag, rows in both.items() if rows is not None}
-        merged.rest = beside(self.rest, other.rest)
-        return merged
+        self.batch = one.batch + other.batch
+        both = {lag: beside(one.told.get(lag), other.told.get(lag)) for lag in sorted({*one.told, *other.told})}
+        self.told = {lag: rows for lag, rows in both.items() if rows is not None}
+        self.rest = beside(one.rest, other.rest)
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         """What reaches the initial states of sequences in which no gradient enters."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -214,26 +213,24 @@ class Ledger(Reducer):
             tail += term
             left -= term
 
-    def merge(self, other: Self) -> Self:
-        if not (self.keep_terms and other.keep_terms):
+    def join(self, one: Ledger, other: Ledger) -> None:
+        if not (one.keep_terms and other.keep_terms):
             raise TypeError("merging ledgers: got one made without its terms; expected keep_terms=True on both")
-        merged = super().merge(other)
-        merged.left = [a + b - g for a, b, g in zip(self.left, other.left, self.blocks, strict=True)]
-        if self.tails and other.tails:
-            merged.tails = [a + b for a, b in zip(self.tails, other.tails, strict=True)]
+        self.left = [a + b - g for a, b, g in zip(one.left, other.left, one.blocks, strict=True)]
+        if one.tails and other.tails:
+            self.tails = [a + b for a, b in zip(one.tails, other.tails, strict=True)]
         else:
-            merged.tails = self.tails or other.tails
-        told = self._told() & other._told()
-        terms = merged.tensor("terms")
-        sizes = [block.numel() for block in self.blocks]
+            self.tails = one.tails or other.tails
+        told = one._told() & other._told()
+        terms = self.tensor("terms")
+        sizes = [block.numel() for block in one.blocks]
         squares = [part.double().square().sum(1) for part in terms.split(sizes, dim=1)]
-        reached = told & ((self.norms.exponent != EMPTY) | (other.norms.exponent != EMPTY))
-        merged.sums["norms"] = Scaled(torch.stack(squares), torch.where(reached, 2 * self.unit, EMPTY))
-        whole = torch.cat([block.flatten() for block in self.blocks])
+        reached = told & ((one.norms.exponent != EMPTY) | (other.norms.exponent != EMPTY))
+        self.sums["norms"] = Scaled(torch.stack(squares), torch.where(reached, 2 * one.unit, EMPTY))
+        whole = torch.cat([block.flatten() for block in one.blocks])
         left = whole - terms.cumsum(0)
-        bias = left.double().norm(dim=1) / self.squares.sum().sqrt()
-        merged.bias_low = merged.bias_high = torch.where(told, bias, torch.nan)
-        return merged
+        bias = left.double().norm(dim=1) / one.squares.sum().sqrt()
+        self.bias_low = self.bias_high = torch.where(told, bias, torch.nan)
 
     def _told(self) -> Tensor:
         """(T,) bool: lags that no tail has swallowed."""

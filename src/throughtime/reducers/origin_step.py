@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Self
-
 import numpy as np
 import torch
 
@@ -56,19 +53,17 @@ class OriginSteps(Reducer):
             cells = self.count[first : first + (lag - 1) // self.width + 1]
             cells[cells == 0] = 1
 
-    def merge(self, other: Self) -> Self:
+    def join(self, one: OriginSteps, other: OriginSteps) -> None:
         """Origins may differ: a mask can leave a step without loss in one of two batches."""
-        merged = copy.copy(self)
-        merged.origins = sorted({*self.origins, *other.origins})
-        cells = len(merged.origins) * self.columns
-        merged.log2 = torch.full((cells,), -torch.inf, dtype=torch.float64)
-        merged.count = torch.zeros(cells, dtype=torch.float64)
-        for part in (self, other):
-            rows = torch.tensor([merged.origins.index(origin) for origin in part.origins], dtype=torch.int64)
+        self.origins = sorted({*one.origins, *other.origins})
+        cells = len(self.origins) * self.columns
+        self.log2 = torch.full((cells,), -torch.inf, dtype=torch.float64)
+        self.count = torch.zeros(cells, dtype=torch.float64)
+        for part in (one, other):
+            rows = torch.tensor([self.origins.index(origin) for origin in part.origins], dtype=torch.int64)
             cell = (rows[:, None] * self.columns + torch.arange(self.columns)).flatten()
-            merged.log2[cell] = torch.logaddexp2(merged.log2[cell], part.log2)
-            merged.count[cell] += part.count
-        return merged
+            self.log2[cell] = torch.logaddexp2(self.log2[cell], part.log2)
+            self.count[cell] += part.count
 
     def finish(self) -> OriginStep:
         """See `throughtime.flow.OriginStep`."""

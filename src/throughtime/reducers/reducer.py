@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +49,11 @@ class Reducer:
         """The same analysis over the sequences of both."""
         merged = copy.copy(self)
         merged.sums = {name: value + other.sums[name] for name, value in self.sums.items()}  # type: ignore[operator]
+        merged.join(self, other)
         return merged
+
+    def join(self, one: Any, other: Any) -> None:
+        """For the merged one of two: what they keep besides their sums."""
 
 
 def row_squares(block: Block) -> Tensor:
