@@ -17,8 +17,9 @@ Pick = Callable[[Tensor], Tensor]
 class Window:
     """The factors of the steps first … last − 1, computed when they are first asked for."""
 
-    def __init__(self, trace: Trace, first: int, last: int) -> None:
-        self.trace, self.first, self.last = trace, first, last
+    def __init__(self, linearization: Linearization, first: int, last: int) -> None:
+        trace = linearization.trace
+        self.linearization, self.trace, self.first, self.last = linearization, trace, first, last
         self.x = trace.x[first:last]
         self.before = trace.carries[first:last]
         self.after = trace.carries[first + 1 : last + 1]
@@ -26,7 +27,8 @@ class Window:
     @cached_property
     def factors(self) -> Tensors:
         """(steps, B, …) by name."""
-        return self.trace.cell.factors(self.trace.weights, self.x, self.before, self.after)
+        pre = self.linearization.pre_activations(self.first, self.last) if self.trace.cell.sigmoids else None
+        return self.trace.cell.factors(self.trace.weights, self.x, self.before, self.after, pre)
 
     @cached_property
     def operands(self) -> Tensors:
@@ -41,15 +43,36 @@ class Linearization:
         if derivative not in ("closed", "autograd"):
             raise ValueError(f"derivative: got {derivative!r}; expected 'closed' or 'autograd'")
         self.trace, self.cell, self.derivative = trace, trace.cell, derivative
+        self._logits: Tensors = {}
+        self._lack = torch.ones(trace.steps, dtype=torch.bool)  # steps whose logits have not been kept yet
 
     @cached_property
     def whole(self) -> Window:
         """All steps, kept: for many origins, which pass through every step at every lag."""
-        return Window(self.trace, 0, self.trace.steps)
+        return self.window(0, self.trace.steps)
 
     def window(self, first: int, last: int) -> Window:
         """The steps first … last − 1."""
-        return Window(self.trace, first, last)
+        return Window(self, first, last)
+
+    def pre_activations(self, first: int, last: int) -> Tensors:
+        """Of the steps first … last − 1, (steps, B, H) by name. Those of sigmoid gates are kept for `logits`."""
+        trace = self.trace
+        pre = self.cell.pre_activations(trace.weights, trace.x[first:last], trace.carries[first:last])
+        for name in self.cell.sigmoids:
+            if name not in self._logits:
+                self._logits[name] = trace.gradient.new_empty(trace.gradient.shape)
+            self._logits[name][first:last] = pre[name]
+        self._lack[first:last] = False
+        return pre
+
+    @property
+    def logits(self) -> Tensors:
+        """(T, B, H) of each sigmoid gate, at all steps; what a sweep has passed is not computed again."""
+        lacking = self._lack.nonzero().flatten().tolist() if self.cell.sigmoids else []
+        if lacking:
+            self.pre_activations(lacking[0], lacking[-1] + 1)
+        return self._logits
 
     def pull(self, window: Window, pick: Pick, adjoint: Tensor, paths: bool) -> Pulled:
         """Pull adjoints (..., S·H) back through the steps that `pick` takes out of the window's arrays."""
@@ -58,12 +81,3 @@ class Linearization:
             return pull_by_autograd(self.cell, weights, pick(window.x), pick(window.before), adjoint)
         picked = {name: pick(value) for name, value in window.factors.items()}
         return self.cell.pull(weights, picked, adjoint, paths)
-
-
-def log_keep(trace: Trace) -> Tensor | None:
-    """ln of the gate that multiplies the old carry, (T, B, H), from its logits; None for a cell without a carry port."""
-    if trace.cell.keep is None:
-        return None
-    name, sign = trace.cell.keep
-    logits = trace.cell.pre_activations(trace.weights, trace.x, trace.carries[:-1])[name]
-    return torch.nn.functional.logsigmoid(sign * logits)

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from throughtime.flow import QUANTILES, Array, Gate, Unit
-from throughtime.linearize import log_keep
-from throughtime.trace import Trace
+from throughtime.flow import QUANTILES, Gate, Unit
+from throughtime.linearize import Linearization
 
 LONG = 10.0  # steps (e-folding): from here on a unit is called long-term; a gate at ½ remembers 1.4 steps
 RESET = 0.1  # a gate under this value cuts its unit off (Cho et al. 2014: units of short-term dependencies reset often)
 OFTEN = 0.5  # fraction of steps from which a unit is called resetting
 STILL = 1e-6  # standard deviation of a state over steps and sequences under which a unit is called dead
+BINS = 20  # of the histogram of gate values
 SATURATED = 6.0  # |logit|; there z(1 − z) < .0025
 
 
-def gates(trace: Trace) -> dict[str, Gate]:
+def gates(linearization: Linearization) -> dict[str, Gate]:
     """Statistics of each sigmoid gate over steps, sequences and units, taken on the logits."""
     out = {}
-    logits = trace.cell.pre_activations(trace.weights, trace.x, trace.carries[:-1])
-    for name in trace.cell.sigmoids:
-        logit = logits[name].flatten()
-        value = torch.sigmoid(logit)
+    for name, logits in linearization.logits.items():
+        logit = np.sort(np.asarray(logits.cpu()), axis=None)  # sorting once is cheaper than selecting quantiles
+        value = torch.sigmoid(torch.from_numpy(logit))
+        count = len(logit)
+
+        def at(levels: list[float], value: torch.Tensor = value, **options: bool) -> np.ndarray:
+            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), **options).numpy()
+
+        cold, hot = np.searchsorted(logit, -SATURATED), np.searchsorted(logit, SATURATED, side="right")
+        edges = at([place / BINS for place in range(1, BINS)])
         out[name] = Gate(
             mean=float(value.mean()),
-            below=float((value < 0.1).float().mean()),
-            above=float((value > 0.9).float().mean()),
-            saturated=float((logit.abs() > SATURATED).float().mean()),
-            logit_quantiles=np.quantile(logit.cpu().numpy(), QUANTILES).astype(np.float64),
-            histogram=torch.histc(value.float().cpu(), bins=20, min=0, max=1).long().numpy(),
+            below=float(at([0.1])[0]) / count,
+            above=1 - float(at([0.9], right=True)[0]) / count,
+            saturated=float(count - hot + cold) / count,
+            logit_quantiles=np.array([_quantile(logit, level) for level in QUANTILES]),
+            histogram=np.diff(edges, prepend=0, append=count),
         )
     return out
+
+
+def _quantile(ascending: np.ndarray, level: float) -> float:
+    """Linear interpolation between the two nearest of sorted values."""
+    place = level * (len(ascending) - 1)
+    low, high = ascending[math.floor(place)], ascending[math.ceil(place)]
+    return float(low) + (place - math.floor(place)) * (float(high) - float(low))
 
 
 def half_life(log10_rms: np.ndarray) -> np.ndarray:
@@ -45,26 +60,23 @@ def half_life(log10_rms: np.ndarray) -> np.ndarray:
     return np.where(under.any(1) & np.isfinite(top[:, 0]), under.argmax(1), np.nan)
 
 
-def units(trace: Trace, log10_rms: np.ndarray) -> tuple[Unit, ...]:
+def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ...]:
     """One `Unit` each; log10_rms (H, T) comes from the sweep."""
-    lives = half_life(log10_rms)
-    keep = log_keep(trace)
-    size = trace.hidden_size
-    scales = np.full(size, np.nan)
-    if keep is not None:
-        mean = keep.double().mean((0, 1)).cpu().numpy()
+    trace = linearization.trace
+    lives, size = half_life(log10_rms), trace.hidden_size
+    scales, cut = np.full(size, np.nan), np.zeros(size)
+    if trace.cell.keep is not None:
+        gate, sign = trace.cell.keep
+        log_keep = torch.nn.functional.logsigmoid(sign * linearization.logits[gate])
         with np.errstate(divide="ignore"):
-            scales = -1 / mean
-    cut = np.zeros(size)
+            scales = -1 / np.asarray(log_keep.mean(0).double().mean(0).cpu())
     cutting = trace.cell.reset or (trace.cell.keep[0] if trace.cell.keep else None)
     if cutting is not None:
-        logits = trace.cell.pre_activations(trace.weights, trace.x, trace.carries[:-1])[cutting]
-        cut = (torch.sigmoid(logits) < RESET).double().mean((0, 1)).cpu().numpy()
+        below = torch.sigmoid(linearization.logits[cutting]) < RESET
+        cut = np.asarray(below.sum(0).sum(0).cpu()) / (trace.steps * trace.batch)
     states = trace.cell.output(trace.carries[1:])
-    moves: Array = states.double().flatten(0, 1).std(0, correction=0).cpu().numpy()
-    still: np.ndarray = (moves < STILL) & (
-        trace.steps * trace.batch > 1
-    )  # one state alone cannot be seen to stand still
+    moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
+    still = (moves < STILL) & (trace.steps * trace.batch > 1)  # one state alone cannot be seen to stand still
     silent = ~np.isfinite(log10_rms).any(1)
     return tuple(
         Unit(

@@ -114,10 +114,11 @@ class Cell(ABC):
         """
 
     @abstractmethod
-    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         """What the closed form needs of a run of steps, from the states that the forward pass returned.
 
-        x (..., D), the carry (..., S·H) before and after each step. No step loop and no graph.
+        x (..., D), the carry (..., S·H) before and after each step, pre: `pre_activations` where they are at hand. No step
+        loop and no graph.
         """
 
     @abstractmethod
@@ -145,7 +146,7 @@ class Cell(ABC):
         return torch.cat([initial[None], output])
 
     def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
-        """All pre-activations (..., H) by name, from the forward equations themselves."""
+        """All pre-activations (..., H) by name: here from the forward equations, in a cell perhaps in fewer products."""
         seen: Tensors = {}
 
         def keep(name: str, value: Tensor) -> Tensor:
@@ -182,9 +183,22 @@ def pull_by_autograd(cell: Cell, w: Weights, x: Tensor, before: Tensor, adjoint:
     return Pulled(torch.stack(at_pre, dim=-2), torch.stack(at_ports).sum(0), paths)
 
 
+def stack_gates(parts: tuple[Tensor, ...]) -> Tensor:
+    """(..., K, H) of K parts (..., H), laid out in memory with K first: each part lies in one piece."""
+    return torch.stack(parts).movedim(0, -2)
+
+
 def split(stacked: Tensor, blocks: int) -> tuple[Tensor, ...]:
     """The blocks (..., H) of a stacked last axis (..., blocks·H)."""
     return stacked.unflatten(-1, (blocks, -1)).unbind(-2)
+
+
+def tanh_slope(value: Tensor) -> Tensor:
+    """tanh′ = 1 − tanh² of the value of tanh, by autograd's own kernel.
+
+    Near saturation 1 − y·y in two roundings and in one (a fused multiply-add) differ: in float32 by 1e-4 at y = tanh(6).
+    """
+    return torch.ops.aten.tanh_backward(value.new_ones(()).expand_as(value), value)
 
 
 def back_through(pre: Tensor, blocks: Tensor) -> Tensor:

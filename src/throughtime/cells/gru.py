@@ -16,7 +16,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, back_through, split, unchanged
+from throughtime.cells.cell import (
+    Cell,
+    Node,
+    Product,
+    Pulled,
+    Tensors,
+    Weights,
+    back_through,
+    split,
+    stack_gates,
+    tanh_slope,
+    unchanged,
+)
 
 
 @dataclass(frozen=True)
@@ -56,15 +68,19 @@ class GRU(Cell):
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         return keep * ports["carry"] + take * n
 
-    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
+    def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
         in_r, in_z, in_n = split(w.into(x), 3)
         h_r, h_z, m = split(torch.nn.functional.linear(before, w.weight_hh, w.bias_hh), 3)
-        r, z = torch.sigmoid(in_r + h_r), torch.sigmoid(in_z + h_z)
-        n = torch.tanh(in_n + r * m)
+        r = in_r + h_r
+        return {"r": r, "z": in_z + h_z, "m": m, "n": torch.addcmul(in_n, torch.sigmoid(r), m)}
+
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
+        pre = pre or self.pre_activations(w, x, before)
+        r, z, m, n = torch.sigmoid(pre["r"]), torch.sigmoid(pre["z"]), pre["m"], torch.tanh(pre["n"])
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
-        by_n = take * (1 - n * n)
+        by_n = take * tanh_slope(n)
         by_z = (before - n) if self.keeps else (n - before)
-        local = torch.stack((by_n * m * (r * (1 - r)), by_z * (z * (1 - z)), by_n * r, by_n), dim=-2)
+        local = stack_gates((by_n * m * (r * (1 - r)), by_z * (z * (1 - z)), by_n * r, by_n))
         return {"keep": keep, "local": local}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

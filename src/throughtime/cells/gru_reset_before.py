@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, split, unchanged
+from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, split, tanh_slope, unchanged
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,9 @@ class GRUResetBefore(Cell):
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         return keep * ports["carry"] + take * n
 
-    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
-        in_r, in_z, in_n = split(w.into(x), 3)
-        linear = torch.nn.functional.linear
-        r = torch.sigmoid(in_r + linear(before, *w.rows(0, 3)))
-        z = torch.sigmoid(in_z + linear(before, *w.rows(1, 3)))
-        n = torch.tanh(in_n + linear(r * before, *w.rows(2, 3)))
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
+        pre = pre or self.pre_activations(w, x, before)
+        r, z, n = torch.sigmoid(pre["r"]), torch.sigmoid(pre["z"]), torch.tanh(pre["n"])
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         by_z = (before - n) if self.keeps else (n - before)
         return {
@@ -69,7 +66,7 @@ class GRUResetBefore(Cell):
             "r": r,
             "by_r": before * (r * (1 - r)),
             "by_z": by_z * (z * (1 - z)),
-            "by_n": take * (1 - n * n),
+            "by_n": take * tanh_slope(n),
         }
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

@@ -18,7 +18,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, back_through, split, unchanged
+from throughtime.cells.cell import (
+    Cell,
+    Node,
+    Product,
+    Pulled,
+    Tensors,
+    Weights,
+    back_through,
+    split,
+    stack_gates,
+    tanh_slope,
+    unchanged,
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +67,19 @@ class LSTM(Cell):
         c = torch.sigmoid(f) * c_before + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat((torch.sigmoid(o) * torch.tanh(c), c), dim=-1)
 
-    def _gates(self, w: Weights, x: Tensor, h_before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        i, f, g, o = split(w.into(x) + torch.nn.functional.linear(h_before, w.weight_hh, w.bias_hh), 4)
-        return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
+        return self._logits(w, x, self.output(before))
+
+    def _logits(self, w: Weights, x: Tensor, h_before: Tensor) -> Tensors:
+        sums = w.into(x) + torch.nn.functional.linear(h_before, w.weight_hh, w.bias_hh)
+        return dict(zip(self.gates, split(sums, 4), strict=True))
 
     def carries(self, w: Weights, x: Tensor, output: Tensor, initial: Tensor) -> Tensor:
         """A fused LSTM returns no c but the last: it is rebuilt by an elementwise scan over the recomputed gates."""
         h_0, c = split(initial, 2)
         h = torch.cat([h_0[None], output])
-        i, f, g, _ = self._gates(w, x, h[:-1])
+        logits = self._logits(w, x, h[:-1])
+        i, f, g = torch.sigmoid(logits["i"]), torch.sigmoid(logits["f"]), torch.tanh(logits["g"])
         cells = torch.empty_like(h)
         cells[0] = c
         new = i * g
@@ -71,14 +87,14 @@ class LSTM(Cell):
             torch.addcmul(new[k], f[k], cells[k], out=cells[k + 1])
         return torch.cat((h, cells), dim=-1)
 
-    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
-        (h_before, c_before), (_, c) = split(before, 2), split(after, 2)
-        i, f, g, o = self._gates(w, x, h_before)
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
+        (_, c_before), (_, c) = split(before, 2), split(after, 2)
+        pre = pre or self.pre_activations(w, x, before)
+        i, f, o = (torch.sigmoid(pre[name]) for name in self.sigmoids)
+        g = torch.tanh(pre["g"])
         tanh_c = torch.tanh(c)
-        local = torch.stack(
-            (g * (i * (1 - i)), c_before * (f * (1 - f)), i * (1 - g * g), tanh_c * (o * (1 - o))), dim=-2
-        )
-        return {"keep": f, "local": local, "slope": o * (1 - tanh_c * tanh_c)}
+        local = stack_gates((g * (i * (1 - i)), c_before * (f * (1 - f)), i * tanh_slope(g), tanh_c * (o * (1 - o))))
+        return {"keep": f, "local": local, "slope": o * tanh_slope(tanh_c)}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         at_h, at_c = split(adjoint, 2)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, unchanged
+from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, tanh_slope, unchanged
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class RNN(Cell):
         a = node("a", w.into(x) + torch.nn.functional.linear(ports["recurrent"], w.weight_hh, w.bias_hh))
         return torch.tanh(a) if self.activation == "tanh" else torch.relu(a)
 
-    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor) -> Tensors:
-        return {"slope": 1 - after * after if self.activation == "tanh" else (after > 0).to(after.dtype)}
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
+        return {"slope": tanh_slope(after) if self.activation == "tanh" else (after > 0).to(after.dtype)}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         pre = adjoint * factors["slope"]
