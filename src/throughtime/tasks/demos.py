@@ -17,6 +17,7 @@ from throughtime.training_step import as_step
 SEQUENCES = 256  # of the batch that is measured
 
 
+@digits.one_thread()
 def digits_report(progress: Tell = quiet) -> Report:
     """8 rows of a digit, then 92 steps of noise: what the loss needs, what arrives, and what chrono initialisation changes."""
     task = digits.digits()
@@ -35,6 +36,7 @@ def digits_report(progress: Tell = quiet) -> Report:
     return replace(report, title=title, before=before, after=after, verification=done)
 
 
+@digits.one_thread()
 def opus_report(progress: Tell = quiet) -> Report:
     """The speech/music network of the Opus codec on 24.7 s of speech, its voice-activity log-odds at every frame."""
     model = opus_demo.SpeechMusic()

@@ -131,11 +131,9 @@ def paired_training(
 ) -> Verification:
     """Test accuracy of `DigitClassifier` without and with chrono initialisation, after short paired trainings.
 
-    It runs on one thread: at this size a second one gains nothing, and costs minutes where the cores are busy.
-
     needed_lag: the farthest lag found by demand, which chrono is told; default: the farthest row's.
     """
-    with _one_thread():
+    with one_thread():
         return verify(
             DigitClassifier,
             task.batches(steps),
@@ -155,7 +153,8 @@ def paired_training(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from a second thread, and lose minutes to it where the cores are busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
