@@ -49,7 +49,7 @@ class InitialState(Reducer):
     def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
         trace = self.linearization.trace
-        parts = [*self.told.values(), *([self.rest] if self.rest else [])]
+        parts = [*self.told.values(), self.rest or self._nothing()]
         values = {
             lag: adjoint.double() * power_of_two(power).unsqueeze(-1) for lag, (adjoint, power) in self.told.items()
         }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -294,7 +293,7 @@ class Ledger(Reducer):
             sizes[-1] += self.tail_norm
         return sizes
 
-    @cached_property
+    @property
     def tail_share(self) -> float:
         inner = self.tensor("tail_inner")
         return float(_over(inner.sum(0), self.squares.sum()))
