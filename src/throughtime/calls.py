@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import Variable
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.cells.cell import Cell, Weights
-from throughtime.errors import InputError, RecordError
+from throughtime.errors import InputError, RecordError, UnsupportedError
 from throughtime.trace import Trace
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -34,6 +35,7 @@ class Pass:
     outputs: dict[int, Tensor] = field(default_factory=dict)
     arguments: dict[str, Tensor] = field(default_factory=dict)
     second_order: bool = False
+    batched: bool = False
     finished: bool = False
 
     def finish(self) -> None:
@@ -60,15 +62,16 @@ class Call:
     expected: list[str]
     passes: dict[int, Pass] = field(default_factory=dict)
 
-    def get(self) -> Pass:
-        """The pass that is running now."""
+    def receive(self, grad: Tensor) -> Pass | None:
+        """The pass that is running now and brings this gradient, None where its gradients cannot be copied."""
         task = torch._C._current_graph_task_id()
         if task not in self.passes:
             self.passes[task] = Pass()
             Variable._execution_engine.queue_callback(self.passes[task].finish)  # not called where a pass raises
         found = self.passes[task]
         found.second_order |= torch.is_grad_enabled()  # on during a backward pass only with create_graph
-        return found
+        found.batched |= is_legacy_batchedtensor(grad) or is_functorch_wrapped_tensor(grad)
+        return None if found.batched else found
 
     @property
     def changed(self) -> bool:
@@ -106,14 +109,14 @@ def hook(
         def at_node(grads: tuple[Tensor | None, ...], _: Any, edges: dict[int, str] = edges) -> None:
             for place, name in edges.items():
                 grad = grads[place]
-                if grad is None:
+                now = None if grad is None else call.receive(grad)
+                if grad is None or now is None:
                     continue
-                kept = call.get().arguments
-                if name in kept:
-                    kept[name] += grad.detach()
+                if name in now.arguments:
+                    now.arguments[name] += grad.detach()
                 else:
                     wide = torch.promote_types(grad.dtype, torch.float32)
-                    kept[name] = grad.detach().to(wide, copy=True)
+                    now.arguments[name] = grad.detach().to(wide, copy=True)
 
         yield node.register_hook(at_node)
 
@@ -133,9 +136,10 @@ def _hook_result(call: Call, place: int, result: Tensor) -> RemovableHandle:
 
     def before(grads: tuple[Tensor | None, ...]) -> None:
         grad = grads[number]
-        if grad is not None:
+        now = None if grad is None else call.receive(grad)
+        if grad is not None and now is not None:
             laid = torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device).copy_(grad.detach())
-            call.get().outputs[place] = laid.as_strided(*seen)
+            now.outputs[place] = laid.as_strided(*seen)
 
     return node.register_prehook(before)
 
@@ -230,6 +234,12 @@ def _check(call: Call) -> None:
                 f"a backward pass with create_graph=True through {where}",
                 "first-order backward passes",
                 "leave the gradient penalty or the double backward out of the recorded step",
+            )
+        if each.batched:
+            raise UnsupportedError(
+                f"a batch of backward passes at once through {where} (is_grads_batched, vectorize)",
+                "one backward pass at a time",
+                "leave it out of the recorded step",
             )
         if not each.finished:
             raise RecordError(

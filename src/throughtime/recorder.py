@@ -7,13 +7,12 @@ step: what cannot be explained is told when the traces are asked for.
 
 from __future__ import annotations
 
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -52,11 +51,8 @@ class Record:
     def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
         self.layers = dict(_recurrent_layers(model, layers))
         self.calls: list[Call] = []
-        self._names = {id(layer): name for name, layer in self.layers.items()}
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
-        self._running: list[int] = []
-        self._thread = 0
         self._mode: _Mode | None = None
 
     def __enter__(self) -> Record:
@@ -64,11 +60,7 @@ class Record:
             raise RecordError("a record that is already open", "one `with` block at a time", "make a new tt.record")
         self.calls.clear()
         self._refused.clear()
-        self._thread = threading.get_ident()
-        # Torch's global hooks and not the layers' own: the model is untouched inside the block too, and so are its copies.
-        self._handles.append(register_module_forward_pre_hook(self._enter_layer))
-        self._handles.append(register_module_forward_hook(self._leave_layer, always_call=True))
-        self._mode = _Mode(self)
+        self._mode = _Mode(_eager(self._see))
         self._mode.__enter__()
         return self
 
@@ -79,24 +71,55 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._running.clear()
         if error[0] is None:
             for call in self.calls:
                 if call.passes:
                     call.keep_input()
 
-    def _enter_layer(self, module: nn.Module, _: Any) -> None:
-        if isinstance(module, nn.RNNBase | Recurrent) and threading.get_ident() == self._thread:
-            self._running.append(id(module))
+    def _see(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a fused call; note what it ran with where it is that of a recorded layer."""
+        layer = self._layer_of(func, args)
+        if layer is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        try:
+            cell, x, initial, weights, batch_first = _arguments(func, args, layer)
+        except ThroughtimeError as error:
+            self._refused.append(error.with_traceback(None))  # whose frames hold the graph
+            return func(*args, **kwargs)
+        targets = edges_of(initial, weights)
+        stops = {edge_of(value)[0] for value in (x, *initial, *weights.tensors().values()) if value.requires_grad}
+        version = None if x.is_inference() else x._version
+        low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+        copies = Weights(**{name: value.detach().clone() for name, value in weights.tensors().items()})
+        start = [state.detach().clone() for state in initial]
 
-    def _leave_layer(self, module: nn.Module, *_: Any) -> None:
-        if self._running and self._running[-1] == id(module) and threading.get_ident() == self._thread:
-            self._running.pop()
+        results = func(*args, **kwargs)
 
-    @property
-    def running(self) -> str | None:
-        """The recorded layer whose forward is running now."""
-        return self._names.get(self._running[-1]) if self._running else None
+        output = results[0]
+        if output.requires_grad:
+            call = Call(
+                layer=layer,
+                cell=cell,
+                batch_first=batch_first,
+                x=x.detach() if version is not None else x.detach().clone(),
+                version=version,
+                initial=start,
+                weights=copies,
+                output=output.detach().clone(),
+                dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
+                expected=[name for name, value in weights.tensors().items() if value.requires_grad],
+            )
+            self.calls.append(call)
+            self._handles += hook(call, results, targets, stops)
+        return results
+
+    def _layer_of(self, func: Callable, args: tuple) -> str | None:
+        """The recorded layer that makes this call: the one whose own list of weights, or who itself, is an argument."""
+        for name, layer in self.layers.items():
+            mine = layer if func is scan else layer.__dict__.get("_flat_weights")
+            if any(each is mine for each in args):
+                return name
+        return None
 
     @property
     def unreached(self) -> list[str]:
@@ -116,8 +139,8 @@ class Record:
             raise RecordError(
                 f"no call with gradients of the recurrent layers {sorted(self.layers)}",
                 "a forward pass through them, with gradients enabled, inside the block",
-                "call the model (not its forward) in the block, outside torch.no_grad, torch.compile and reentrant "
-                "checkpoints (use_reentrant=False is fine)",
+                "call the model in the block, outside torch.no_grad and TorchScript, in this thread, not in a reentrant "
+                "checkpoint (use_reentrant=False is fine), and with the layer's own weights in torch's own forward",
             )
         reached = [call for call in self.calls if call.passes]
         if not reached:
@@ -148,55 +171,29 @@ class Record:
 
 
 class _Mode(TorchFunctionMode):
-    """Sees the fused calls, and only of layers that are running."""
+    """Shows the fused calls to a recorder."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, see: Callable) -> None:
+        super().__init__()
+        self.see = see
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        layer = self.record.running if func is scan or func in _FUSED else None
-        if layer is None or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        try:
-            cell, x, initial, weights, batch_first = _arguments(func, args, layer)
-        except ThroughtimeError as error:
-            self.record._refused.append(error.with_traceback(None))  # whose frames hold the graph
-            return func(*args, **kwargs)
-        targets = edges_of(initial, weights)
-        stops = {edge_of(value)[0] for value in (x, *initial, *weights.tensors().values()) if value.requires_grad}
-        version = None if x.is_inference() else x._version
-        low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        copies = Weights(**{name: value.detach().clone() for name, value in weights.tensors().items()})
-        start = [state.detach().clone() for state in initial]
+        if func is scan or func in _FUSED:
+            return self.see(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
-        results = func(*args, **kwargs)
 
-        output = results[0]
-        if not output.requires_grad:
-            return results
-        call = Call(
-            layer=layer,
-            cell=cell,
-            batch_first=batch_first,
-            x=x.detach() if version is not None else x.detach().clone(),
-            version=version,
-            initial=start,
-            weights=copies,
-            output=output.detach().clone(),
-            dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
-            expected=[name for name, value in weights.tensors().items() if value.requires_grad],
-        )
-        self.record.calls.append(call)
-        self.record._handles += hook(call, results, targets, stops)
-        return results
+def _eager(function: Callable) -> Callable:
+    """The function, which torch.compile leaves alone where it is in use."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return function if dynamo is None else dynamo.disable(function)
 
 
 def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Cell, Tensor, list[Tensor], Weights, bool]:
     """The cell, input, initial states (each (…, H) as given), weights and batch_first of a fused call."""
     if func is scan:
-        cell, x, initial, weights = args
-        found = cell, x, [initial], weights, False
+        owner, x, initial, weights = args
+        found = owner.cell, x, [initial], weights, False
     elif not isinstance(args[2], list | tuple) or isinstance(args[3], list | tuple):
         raise UnsupportedError(
             f"a packed sequence at layer '{layer}'",

@@ -10,21 +10,6 @@ from throughtime.cells.cell import Cell, Weights, split
 from throughtime.errors import InputError
 
 
-def scan(cell: Cell, x: Tensor, initial: Tensor, weights: Weights) -> tuple[Tensor, ...]:
-    """Run a cell's forward equations over x (T, B, D) from the carry `initial` (B, S·H), under autograd.
-
-    Returns the output (T, B, H), then the last of each state (B, H).
-    """
-    if has_torch_function((x,)):  # lets a recorder see this call as it sees torch's fused ones
-        return handle_torch_function(scan, (x,), cell, x, initial, weights)
-    carry, outputs = initial, []
-    for step in x:
-        carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
-        outputs.append(cell.output(carry))
-    # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
-    return torch.stack(outputs), *(state.clone() for state in split(carry, len(cell.states)))
-
-
 class Recurrent(nn.Module):
     """One layer, one direction: x (T, B, D) or (T, D), state (B, H) or None, to (output, state) as torch returns them.
 
@@ -71,7 +56,7 @@ class Recurrent(nn.Module):
                 )
             initial = torch.cat([part.reshape(shape) for part in parts], dim=-1)
         weights = Weights(self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        output, *last = scan(self.cell, x, initial, weights)
+        output, *last = scan(self, x, initial, weights)
         last = [part.unsqueeze(0) if batched else part for part in last]
         return (output if batched else output.squeeze(1)), (tuple(last) if count > 1 else last[0])
 
@@ -79,3 +64,18 @@ class Recurrent(nn.Module):
         """Shapes and convention."""
         told = ", ".join(f"{name}={value}" for name, value in self.cell.convention.items())
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + (f", {told}" if told else "")
+
+
+def scan(layer: Recurrent, x: Tensor, initial: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+    """Run a layer's forward equations over x (T, B, D) from the carry `initial` (B, S·H), under autograd.
+
+    Returns the output (T, B, H), then the last of each state (B, H).
+    """
+    if has_torch_function((x,)):  # lets a recorder see this call as it sees torch's fused ones
+        return handle_torch_function(scan, (x,), layer, x, initial, weights)
+    cell, carry, outputs = layer.cell, initial, []
+    for step in x:
+        carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
+        outputs.append(cell.output(carry))
+    # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
+    return torch.stack(outputs), *(state.clone() for state in split(carry, len(cell.states)))
