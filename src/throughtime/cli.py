@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import click
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Report
 
+TRACEBACK = "THROUGHTIME_TRACEBACK"
+"""Environment variable: 1 shows the traceback of an error."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -88,17 +91,52 @@ input_options = _together(
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """The library's errors in one line and exit code 2; a Ctrl-C is no traceback."""
+    """Errors, the library's and those of the user's own code, in one line and exit code 2; a Ctrl-C is no traceback."""
     from throughtime.errors import ThroughtimeError
 
     try:
         yield
-    except ThroughtimeError as error:
-        click.echo(f"throughtime: error: {error}", err=True)
-        raise SystemExit(2) from None
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
     except KeyboardInterrupt:
         click.echo("throughtime: interrupted", err=True)
         raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1":
+            import traceback
+
+            traceback.print_exc()
+        told = str(error) if isinstance(error, ThroughtimeError) else _foreign(error)
+        click.echo(f"throughtime: error: {told}", err=True)
+        raise SystemExit(2) from None
+
+
+def _foreign(error: Exception) -> str:
+    """An exception that is not the library's: what it says, and the last line of the user's own code that it came by."""
+    import sysconfig
+    import traceback
+
+    import numpy
+    import torch
+
+    ours, stdlib = str(Path(__file__).parent), sysconfig.get_paths()["stdlib"]
+    libraries = [os.path.dirname(package.__file__ or "") for package in (click, numpy, torch)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    theirs = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith((ours, *libraries))
+        and (not frame.filename.startswith(stdlib) or "site-packages" in frame.filename)
+    ]
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    if not theirs and frames[-1].filename.startswith(ours):
+        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        return f"got {said} ({place}): a fault of throughtime; do this: report it, with {TRACEBACK}=1 for the traceback"
+    place = f"{theirs[-1].filename}, line {theirs[-1].lineno}, in {theirs[-1].name}" if theirs else "a library"
+    return (
+        f"got {said}, raised in {place}; expected a model, data and a loss that run together; "
+        f"do this: run one step of it by hand, or set {TRACEBACK}=1 for the traceback"
+    )
 
 
 def _guarded(command: Callable) -> Callable:
@@ -126,6 +164,8 @@ def diagnose(output: Path | None, form: str, fail_on: str, **given: Any) -> None
     """Diagnose MODEL: package.module:factory, or an .npz of bare weights with a declared convention."""
     _check_writable(output)
     report = _diagnosed(**given)
+    if given["verify"] and report.verification is None:
+        click.echo("throughtime: nothing to verify: no finding here has a remedy that can be applied", err=True)
     _show(report, output, form)
     _leave(report, fail_on)
 
@@ -144,12 +184,14 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     short = False
     for name, layer in report.flow.layers.items():
         horizon = layer.horizon[float(level)]
-        # Without a horizon the bias stays above ε as far as lags are told apart: it lies beyond them.
-        reached = layer.steps if horizon is None else horizon
+        # Without one the bias stays above ε as far as lags are told apart: the horizon lies beyond them.
+        beyond = layer.steps if layer.tail is None else layer.tail.first_lag - 1
+        reached = beyond if horizon is None else horizon
         fails = min_horizon is not None and reached < min_horizon
         short |= fails
         told = f"more than {reached}" if horizon is None else str(horizon)
         wanted = "" if min_horizon is None else f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}"
+        wanted += " as far as lags were told apart: raise --max-lag" if fails and horizon is None else ""
         click.echo(f"{name}: gradient horizon({level}) {told} steps, residual {layer.residual:.1e}{wanted}")
     for finding in report.findings:
         weight = "note" if finding.preview else finding.severity
@@ -169,7 +211,7 @@ def demo(which: str, output: Path | None, form: str) -> None:
     from throughtime.progress import bar
     from throughtime.tasks import demos
 
-    with bar() as tell:
+    with bar() as tell, redirect_stdout(sys.stderr):
         report = (demos.digits_report if which == "digits" else demos.opus_report)(tell)
     _show(report, output, form)
 
@@ -219,9 +261,11 @@ def _diagnosed(
     verify_steps: int,
     verify_seeds: int,
 ) -> Report:
+    from throughtime.errors import InputError
     from throughtime.progress import bar
 
-    with bar() as tell:
+    # What the user's own code prints must not stand in the report.
+    with bar() as tell, redirect_stdout(sys.stderr):
         tell(0, 1, "loading")
         import torch
 
@@ -231,35 +275,53 @@ def _diagnosed(
 
         torch.manual_seed(seed)
         convention = None if cell is None else Convention(cell, gates, layout, reset, z)
-        network, factory = sources.model(model, convention)
-        return run(
-            network,
-            sources.data(data),
-            None if loss is None else sources.named(loss),
-            needed_lag,
-            layers=list(layers) or None,
-            limit=limit,
-            verify=verify,
-            verify_steps=verify_steps,
-            verify_seeds=verify_seeds,
-            factory=factory,
-            progress=tell,
-            max_lag=max_lag,
-        )
+        try:
+            network, factory = sources.model(model, convention)
+            return run(
+                network,
+                sources.data(data),
+                None if loss is None else sources.named(loss),
+                needed_lag,
+                layers=list(layers) or None,
+                limit=limit,
+                verify=verify,
+                verify_steps=verify_steps,
+                verify_seeds=verify_seeds,
+                factory=factory,
+                progress=tell,
+                max_lag=max_lag,
+            )
+        except SystemExit as error:
+            raise InputError(
+                f"a module of yours that ended the program, sys.exit({error.code!r})",
+                "a module that can be imported",
+                'put what it runs under `if __name__ == "__main__":`',
+            ) from error
 
 
 def _check_writable(output: Path | None) -> None:
-    """Before the work, not after it."""
+    """Before the work, not after it: a file is made in the output's folder, and taken away again."""
     from throughtime.errors import InputError
 
     if output is None:
         return
-    import os
-
-    folder = output.parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    reason, probe = "", output.with_name(f".{output.name}.{os.getpid()}.part") if output.name else output
+    if output.is_dir() or not output.name:
+        reason = "it is a folder"
+    elif output.exists() and not os.access(output, os.W_OK):
+        reason = "it is read-only"
+    else:
+        try:
+            probe.touch(exist_ok=False)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        with suppress(OSError):
+            probe.unlink()
+    if reason:
         raise InputError(
-            f"the output path {output}", "a file in a folder that exists and can be written", "choose another path"
+            f"an output path that cannot be written: {output} ({reason})",
+            "a file name in a folder that exists and is writable",
+            "create the folder, or give another path",
         )
 
 

@@ -163,11 +163,15 @@ class LayerFlow:
 
 @dataclass(frozen=True)
 class Flow:
-    """What `Record.flow()` returns: one `LayerFlow` for each recurrent layer that the backward pass reached."""
+    """What `Record.flow()` returns: one `LayerFlow` for each recurrent layer that the backward pass reached.
+
+    missing: recurrent layers of which nothing can be told ("layers.<name>"), and why.
+    """
 
     layers: Mapping[str, LayerFlow]
     throughtime: str
     torch: str
+    missing: tuple[Missing, ...] = ()
 
     @property
     def steps(self) -> int:

@@ -57,16 +57,11 @@ def _callback() -> Any:
 _Callback = _callback()
 
 
-class FirstPass(Record):
-    """Records until a backward pass has come back: later calls of a layer in the same batch are left out.
-
-    So a batch with several optimisers, or one that calls its closure more than once, is read by its first backward pass.
-    """
-
-    @property
-    def running(self) -> str | None:
-        """The recorded layer whose forward is running now."""
-        return None if any(call.passes for call in self.calls) else super().running
+def first_pass(record: Record) -> Record:
+    """The record, of the first backward pass only: a batch may hold several optimisers, or call its closure repeatedly."""
+    passes = [number for call in record.calls for number in call.passes]
+    record.calls[:] = [call for call in record.calls if passes and min(passes) in call.passes]
+    return record
 
 
 class GradientHorizon(_Callback):
@@ -107,7 +102,7 @@ class GradientHorizon(_Callback):
         self.last: Report | None = None
         self.off = False
         self._seen = 0
-        self._record: FirstPass | None = None
+        self._record: Record | None = None
         self._told: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
@@ -118,7 +113,7 @@ class GradientHorizon(_Callback):
         if not due or self.off or not trainer.is_global_zero:
             return
         try:
-            self._record = FirstPass(pl_module, self.layers)
+            self._record = Record(pl_module, self.layers)
             self._record.__enter__()
         except Exception as error:
             self._record = None
@@ -131,7 +126,7 @@ class GradientHorizon(_Callback):
             return
         self._close()
         try:
-            flow = record.flow(**self.options)
+            flow = first_pass(record).flow(**self.options)
             report = judge(flow, self.needed_lag)
         except Exception as error:
             self._give_up(error)

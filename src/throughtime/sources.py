@@ -8,11 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
-from throughtime.importers.npz import Convention, load_npz, read_arrays
+from throughtime.importers.npz import Convention, load_npz, read_arrays, tensor
 
 
 def named(name: str) -> Any:
@@ -27,15 +26,22 @@ def named(name: str) -> Any:
         for part in path.split("."):
             found = getattr(found, part)
         return found
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise InputError(
-            f"{name}, which failed: {error}", "something that can be imported", "check the name and the folder"
+            f"{name}, which failed: {type(error).__name__}: {error}",
+            "something that can be imported",
+            "check the name, the folder and what the module itself imports",
         ) from error
 
 
 def model(name: str, convention: Convention | None = None) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
     """The model, and its factory where it has one. Raises InputError for a file that holds no model."""
-    if _is_file(name):
+    is_file = _is_file(name)
+    if convention is not None and not is_file:
+        raise InputError(
+            f"--cell with the model {name}", "it for a file of bare weights (.npz) only", "leave --cell out"
+        )
+    if is_file:
         if convention is None:
             raise InputError(
                 f"the weights {name} without a convention",
@@ -43,9 +49,9 @@ def model(name: str, convention: Convention | None = None) -> tuple[nn.Module, C
                 "say how the arrays are to be read: a file of arrays does not",
             )
         return load_npz(name, convention), None
-    made = named(name)
-    factory = None if isinstance(made, nn.Module) else made
-    if callable(factory):
+    made: Any = named(name)
+    factory: Any = made if callable(made) and not isinstance(made, nn.Module) else None
+    if factory is not None:
         made = factory()
     if not isinstance(made, nn.Module):
         raise InputError(
@@ -59,7 +65,7 @@ def data(name: str) -> Any:
     if not _is_file(name):
         found = named(name)
         return found() if callable(found) and not isinstance(found, Tensor) else found
-    arrays = {key: torch.from_numpy(value) for key, value in read_arrays(name).items()}
+    arrays = {key: tensor(value, f"{key or 'the array'} in {name}") for key, value in read_arrays(name).items()}
     x = arrays.get("") if "" in arrays else arrays.get("x", arrays.get("inputs"))
     if x is None and len(arrays) == 1:
         x = next(iter(arrays.values()))

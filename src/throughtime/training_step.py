@@ -115,8 +115,13 @@ def _tensors(batch: Any) -> Any:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave parameters' gradients, buffers and the random state as they were, whatever happens inside."""
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    buffers = [
+        (module, name, value, None if value is None else value.detach().clone())
+        for module in model.modules()
+        for name, value in module._buffers.items()
+    ]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
     devices = [d for d in {p.device for p in model.parameters()} if d.type == "cuda"]
     with torch.random.fork_rng(devices=devices):
         try:
@@ -124,7 +129,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
             with torch.no_grad():
-                for name, value in model.named_buffers():
-                    if name in buffers:
-                        value.copy_(buffers[name])
+                for module, name, value, copy in buffers:
+                    if value is not None and copy is not None and not torch.equal(value, copy):
+                        value.copy_(copy)
+                    module._buffers[name] = value

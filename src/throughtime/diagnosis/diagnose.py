@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.diagnosis.rule import History, registry
-from throughtime.errors import InputError
+from throughtime.errors import InputError, RecordError
 from throughtime.explain import explain
 from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import record
+from throughtime.recorder import Record, record
 from throughtime.remedies import Remedy, treating
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, as_batches, as_step, untouched
 from throughtime.verify import Verification, verify
 
-PROBES = 8  # random directions a sequence, where there is no loss
 BATCHES = 8  # of a loader, at most
 
 
@@ -47,22 +46,24 @@ def diagnose(
     model: any module that `throughtime.record` takes; it is left exactly as it was. batches: one batch (a tensor, a pair
     (x, y), a dict), or a loader, of which at most `limit` batches are read and joined along the sequences. loss:
     `fn(model, batch)`, or a criterion `fn(output, target)`; see `throughtime.training_step.as_step`. Without a loss the
-    layer's last state is probed along random directions: supply is told, demand is not. needed_lag: the lag that the task is
-    known to need, in steps back from the loss. history: of the training so far, see `History.of`. layers: names of recurrent
-    layers; all by default. verify: train pairs of untreated and treated copies with `verify_seeds` seeds for `verify_steps`
-    steps, and say whether the remedy of the first finding that has one helped; `factory` makes fresh models for it (without
-    one, copies are drawn anew by their own `reset_parameters`). options: those of `throughtime.explain.explain`.
+    layer's last state is probed, see `throughtime.diagnosis.probe`: supply is told, demand is not. needed_lag: the lag
+    that the task is known to need, in steps back from the loss. history: of the training so far, see `History.of`.
+    layers: names of recurrent layers; all by default. verify: train pairs of untreated and treated copies with
+    `verify_seeds` seeds for `verify_steps` steps, and say whether the remedy of the first finding that has one helped;
+    `factory` makes fresh models for it (without one, copies are drawn anew by their own `reset_parameters`). options:
+    those of `throughtime.explain.explain`.
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
     given = as_batches(batches, limit)
-    step = probe(record(model, layers).layers) if loss is None else as_step(loss)
-    flow = measure(model, given, step, layers, progress, demand=loss is not None, **options)
     if loss is None:
-        note = Missing("demand", "no loss was given: the last state was probed along random directions")
-        flow = replace(
-            flow, layers={name: replace(layer, missing=(*layer.missing, note)) for name, layer in flow.layers.items()}
-        )
+        if verify:
+            raise InputError("verify without a loss", "a loss to train on", "pass loss=…")
+        from throughtime.diagnosis.probe import probe
+
+        return judge(probe(model, given, layers, progress, **options), needed_lag, history)
+    step = as_step(loss)
+    flow = measure(model, given, step, layers, progress, **options)
     report = judge(flow, needed_lag, history)
     if verify:
         report = verified(report, factory or model, model, given, step, verify_steps, verify_seeds, progress, options)
@@ -79,10 +80,12 @@ def measure(
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model."""
     by_layer: dict[str, list[Trace]] = {}
+    names: list[str] = []
     with untouched(model):
         for done, batch in enumerate(batches):
             progress(done, len(batches), "forward and backward")
             rec = record(model, layers)
+            names = list(rec.layers)
             for layer in rec.layers.values():
                 layer.requires_grad_(True)
             with rec, torch.enable_grad():
@@ -95,13 +98,36 @@ def measure(
                     )
                 # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
                 torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-            for trace in rec.traces():
+            for trace in _traces(rec):
                 by_layer.setdefault(trace.name, []).append(trace)
+    unreached = [name for name in names if name not in by_layer]
+    if unreached and layers is not None:
+        raise _independent(unreached)
 
     def tell(done: int, of: int, name: str) -> None:
         progress(done, of, f"sweep of {name}")
 
-    return explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
+    flow = explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
+    return replace(
+        flow, missing=tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
+    )
+
+
+def _traces(rec: Record) -> list[Trace]:
+    try:
+        return rec.traces()
+    except RecordError as error:
+        if len(rec.unreached) < len(rec.layers):
+            raise
+        raise _independent(rec.unreached) from error
+
+
+def _independent(layers: list[str]) -> InputError:
+    return InputError(
+        f"a loss that does not depend on the recurrent layer(s) {', '.join(layers)}",
+        "a loss that changes with their output",
+        "check for a detach, torch.no_grad or a reentrant checkpoint between layer and loss, and which model it calls",
+    )
 
 
 def judge(flow: Flow, needed_lag: int | None = None, history: Any = None) -> Report:
@@ -166,39 +192,3 @@ def verified(
     options = {name: value for name, value in options.items() if name != "demand"}
     after = measure(treated, batches, step, [layer], progress, demand=False, **options)
     return replace(report, verification=result, before=report.flow, after=after)
-
-
-def probe(layers: dict[str, nn.Module]) -> Step:
-    """A loss for nets without one: the last state of each layer along random directions, of its own generator.
-
-    The directions are standard normal and differ for each sequence; a batch is repeated so that every sequence has several.
-    """
-
-    def step(model: nn.Module, batch: Any) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        found: list[Tensor] = []
-
-        def keep(_: nn.Module, __: Any, result: Any) -> None:
-            last = result[1]
-            found.extend(last if isinstance(last, tuple) else [last])
-
-        handles = [layer.register_forward_hook(keep) for layer in layers.values()]
-        try:
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not found:
-            raise InputError(
-                "a forward pass that did not call the recurrent layers", "one that does", "check the input"
-            )
-        return torch.stack(
-            [(state * torch.randn(state.shape, generator=generator).to(state)).sum() for state in found]
-        ).sum()
-
-    return step
-
-
-def repeated(x: Tensor, times: int = PROBES) -> Tensor:
-    """A batch (T, B, D) with every sequence several times, one for each direction of a probe."""
-    return x.repeat(1, times, 1)

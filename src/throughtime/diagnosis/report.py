@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughtime.diagnosis.finding import SEVERITIES, Finding, Severity
+from throughtime.errors import InputError
 
 if TYPE_CHECKING:
     from throughtime.flow import Flow
@@ -44,6 +45,8 @@ class Report:
 
     def passed(self, fail_on: Severity | str = "warning") -> bool:
         """Whether no stable finding is at or above `fail_on` ("info", "warning", "error")."""
+        if fail_on not in SEVERITIES:
+            raise InputError(f"fail_on={fail_on!r}", f"one of {', '.join(SEVERITIES)}", "pass another severity")
         least = SEVERITIES.index(fail_on)  # type: ignore[arg-type]
         return not any(SEVERITIES.index(f.severity) >= least for f in self.findings if not f.preview)
 

@@ -1,7 +1,7 @@
 """Arrays from .npz, with a convention that the user declares: a file of arrays does not say which cell it belongs to.
 
 Keys, with any prefix and perhaps `_l0` at the end: weight_ih or kernel, weight_hh or recurrent_kernel, bias_ih and bias_hh, or
-bias. Nothing is unpickled and no other file is opened.
+bias; a bias of two rows (Keras with reset_after) is both. Nothing is unpickled and no other file is opened.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIASES = {
     "bias_ih": ("bias_ih", "bias", "b_ih"),
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
-LARGEST = 2**31  # bytes of one array; a small file may claim much more
+LARGEST = 2**31  # bytes of all arrays together; a small file may claim much more
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,21 @@ def recurrent(arrays: dict[str, np.ndarray], convention: Convention) -> Recurren
                 f"one named {' or '.join(ALIASES[name])}",
                 "rename the arrays when saving them",
             )
-    order = convention.order(cell)
-    return Recurrent(cell, Weights(*(_restack(found[name], order, convention.layout) for name in ALIASES)))  # type: ignore[arg-type]
+    order, bias = convention.order(cell), found["bias_ih"]
+    if bias is not None and bias.ndim == 2 and len(bias) == 2 and found["bias_hh"] is None:
+        found["bias_ih"], found["bias_hh"] = bias
+    read = [
+        _restack(found[name], name, dimensions, order, convention.layout)
+        for name, dimensions in zip(ALIASES, (2, 2, 1, 1), strict=True)
+    ]
+    there = [value for value in read if value is not None]
+    if len({(value.dtype, len(value)) for value in there}) > 1:
+        raise InputError(
+            f"arrays of {', '.join(f'{tuple(v.shape)} {v.dtype}'.replace('torch.', '') for v in there)}",
+            "one dtype, and equally many rows of stacked gates in all",
+            "check that the arrays belong together",
+        )
+    return Recurrent(cell, Weights(*read))  # type: ignore[arg-type]
 
 
 def load_npz(path: str | Path, convention: Convention) -> Recurrent:
@@ -100,11 +113,9 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    if entry.file_size > LARGEST:
-                        raise InputError(
-                            f"an array of {entry.file_size:,} bytes in {path}", f"at most {LARGEST:,}", "check the file"
-                        )
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > LARGEST:
+                raise InputError(f"arrays of {size:,} bytes in {path}", f"at most {LARGEST:,}", "check the file")
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
@@ -114,9 +125,22 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"no file {path}", "a file of arrays, .npz or .npy", "check the path") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # numpy, zipfile and zlib have their own for damaged and hostile files
+        said = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
-            f"{path}, which cannot be read: {error}", "a file of arrays, .npz or .npy", "check the file"
+            f"{path}, which cannot be read: {said}",
+            "a whole file of arrays of numbers, .npz or .npy",
+            "write it anew with numpy.savez",
+        ) from error
+
+
+def tensor(value: np.ndarray, what: str) -> Tensor:
+    """A torch tensor of an array from a file. Raises InputError for types torch does not have."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value).astype(value.dtype.newbyteorder("="), copy=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what}, of dtype {value.dtype}", "numbers such as float32 or int64", "convert the array"
         ) from error
 
 
@@ -129,19 +153,19 @@ def _find(arrays: dict[str, np.ndarray], words: tuple[str, ...]) -> np.ndarray |
     return None
 
 
-def _restack(value: np.ndarray | None, order: list[int], layout: str) -> Tensor | None:
+def _restack(value: np.ndarray | None, name: str, dimensions: int, order: list[int], layout: str) -> Tensor | None:
     """The gates in the cell's order, stacked in rows."""
     if value is None:
         return None
     if value.dtype.kind != "f":
         raise InputError(
-            f"an array of {value.dtype}", "floating point numbers", "scale integer tables before saving them"
+            f"{name} of {value.dtype}", "floating point numbers", "scale integer tables before saving them"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(value.T if layout == "x@W" and value.ndim == 2 else value))
-    if tensor.shape[0] % len(order):
+    stacked = value.T if layout == "x@W" else value
+    if value.ndim != dimensions or not value.size or stacked.shape[0] % len(order):
         raise InputError(
-            f"an array of shape {tuple(value.shape)}",
-            f"{len(order)} gates stacked in {'columns' if layout == 'x@W' else 'rows'}",
-            "check layout=…",
+            f"{name} of shape {value.shape}",
+            f"{dimensions} dimension(s), {len(order)} gate(s) stacked in {'columns' if layout == 'x@W' else 'rows'}",
+            "check cell=… and layout=…",
         )
-    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
+    return tensor(stacked, name).unflatten(0, (len(order), -1))[order].flatten(0, 1)

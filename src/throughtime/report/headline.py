@@ -41,10 +41,10 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
     demand = layer.demand
     if need.source == "user":
         return f"{ranges(need.lags)} steps back, as you said."
-    if demand is None:
-        return "Not measured: without a loss and a batch there is no demand. Say needed_lag=… if you know it."
-    if demand.missing:
-        return f"Not measured: {demand.missing}."
+    if demand is None or demand.missing:
+        told = [each.reason for each in layer.missing if each.field == "demand"]
+        reason = demand.missing if demand else next(iter(told), "not asked for")
+        return f"Not measured: {reason}. Say needed_lag=… if you know how far back the task reaches."
     basis = f"B={demand.sequences}"
     if need.source == "demand":
         top = float(np.nanmax(demand.z))
@@ -53,8 +53,8 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
             f"{demand.threshold:.1f}). Products of inputs are not excluded elsewhere: the test is first-order."
         )
     return (
-        f"No demand was detected ({basis}), which is not “not needed”: the test is first-order and its power grows with B. "
-        "Say needed_lag=… if you know how far back the task reaches."
+        f"No demand was detected ({basis}), which is not “not needed”: the test is first-order, blind to products of "
+        "inputs, and its power grows with B. Say needed_lag=… if you know how far back the task reaches."
     )
 
 

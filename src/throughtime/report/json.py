@@ -1,6 +1,8 @@
 """The JSON document, schema throughtime/1 (report/schema.json): what outside checks read.
 
-A list's index is the lag (of an initial state: lag − 1). Whatever is not finite is null, with the reason under "missing".
+A list's index is the lag (of an initial state: lag − 1). Whatever is not finite or was not asked for is null, with the
+reason under "missing" of the layer or, for what stands outside of layers, of the document. A null that is no number says
+itself what it means: "gate" of a whole tensor, "note" where there is no caution.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from throughtime.flow import QUANTILES, Flow, LayerFlow, Terms
+from throughtime.report.missing import missing
 
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Needed, Report
@@ -44,6 +47,9 @@ def flow_to_dict(flow: Flow) -> dict[str, Any]:
         "residual": _number(flow.residual),
         "layers": [_layer(layer) for layer in flow.layers.values()],
         "findings": [],
+        "missing": [{"field": each.field, "reason": each.reason} for each in flow.missing]
+        + _null(math.isnan(flow.residual), "residual", "no layer has one")
+        + _null(math.isinf(flow.residual), "residual", "infinite in a layer"),
     }
 
 
@@ -68,6 +74,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
         for finding in report.findings
     ]
     document["verification"] = None if report.verification is None else _verification(report.verification)
+    document["missing"] += _null(report.verification is None, "verification", "no remedy was tried out")
     return document
 
 
@@ -140,32 +147,12 @@ def _layer(layer: LayerFlow) -> dict[str, Any]:
         "tail": None
         if tail is None
         else {"first_lag": tail.first_lag, "share": _number(tail.share), "log10_norm": _number(tail.log10_norm)},
-        "missing": [{"field": each.field, "reason": each.reason} for each in layer.missing] + _zeros(layer),
+        "missing": missing(layer),
     }
 
 
-def _zeros(layer: LayerFlow) -> list[dict[str, str]]:
-    """Nulls that stand for the logarithm of an exact zero, and for numbers that are infinite."""
-    rows = []
-    told = {"adjoint.log10_norm": layer.adjoint.log10_norm}
-    told |= {f"parameters.{name}.log10_norm": terms.log10_norm for name, terms in layer.parameters.items()}
-    for field, values in told.items():
-        lags = np.flatnonzero(np.isneginf(values))
-        if len(lags):
-            rows.append(
-                {
-                    "field": field,
-                    "reason": f"exactly zero at {len(lags)} lags, the first {lags[0]}: it has no logarithm",
-                }
-            )
-    rows.append({"field": "paths", "reason": "a path share has no lag 0"})
-    if math.isinf(layer.residual):
-        rows.append(
-            {"field": "residual", "reason": "infinite: autograd gave a block exactly 0 where the terms are tiny"}
-        )
-    if any(not math.isfinite(unit.half_life) for unit in layer.units):
-        rows.append({"field": "units.half_life", "reason": "never fell to half its peak within the lags told apart"})
-    return rows
+def _null(there: bool, field: str, reason: str) -> list[dict[str, str]]:
+    return [{"field": field, "reason": reason}] if there else []
 
 
 def _terms(terms: Terms) -> dict[str, Any]:
