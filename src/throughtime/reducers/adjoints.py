@@ -45,10 +45,11 @@ class Adjoints(Reducer):
         by_sequence = row_squares(block).sum(1).T
         self.sequences.add_at(block.lags, by_sequence, exponent)
         self._add("squares", block, by_sequence.sum(0))
-        units = block.total.square().sum((1, 2)).T
+        # In float64: one unit or state may lie so far below its neighbour that its square leaves float32.
+        units = block.total.double().square().sum((1, 2)).T
         self._add("units", block, units)
         if self.states:
-            parts = [part.square().sum((1, 2, 3)) for part in split(block.aligned, len(self.states))]
+            parts = [part.double().square().sum((1, 2, 3)) for part in split(block.aligned, len(self.states))]
             self._add("states", block, torch.stack([*parts, units.sum(0)]))
 
     def _add(self, name: str, block: Block, value: torch.Tensor) -> None:
