@@ -370,9 +370,7 @@ class Reference:
         return None
 
     def cancellation(self) -> float:
-        return float(
-            np.linalg.norm(self.whole) / sum(np.linalg.norm(self.vector(lag)) for lag in range(self.steps))
-        )
+        return float(np.linalg.norm(self.whole) / sum(np.linalg.norm(self.vector(lag)) for lag in range(self.steps)))
 
     def signal_to_noise(self) -> np.ndarray:
         """(‖m‖² − v/B) / (v/B) of the sequences' own terms."""
@@ -383,7 +381,9 @@ class Reference:
                 for b in range(self.batch)
             ]
             mean = np.mean(single, axis=0)
-            variance = sum(((each - mean) ** 2).sum() for each in single) / (self.batch - 1) if self.batch > 1 else np.nan
+            variance = (
+                sum(((each - mean) ** 2).sum() for each in single) / (self.batch - 1) if self.batch > 1 else np.nan
+            )
             noise = variance / self.batch
             out.append(divide((mean**2).sum() - noise, noise))
         return np.array(out)
