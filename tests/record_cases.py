@@ -299,9 +299,17 @@ def learned_states() -> Case:
 
 @case
 def one_state_for_both() -> Case:
-    model = Learned()
-    model.c = model.h
-    return model, plain
+    def step(m: nn.Module) -> None:
+        state = m.h.expand(1, B, H)
+        m.rnn(data(), (state, state))[0].tanh().sum().backward()
+
+    return Learned(), step
+
+
+@case
+def input_as_state() -> Case:
+    x = data(1, B, H).requires_grad_()
+    return layer(inputs=H), lambda m: m(x, x)[0].tanh().sum().backward()
 
 
 @case

@@ -111,6 +111,15 @@ def test_learned_states_get_their_gradient():
     assert all(terms.residual <= 1e-10 for terms in rec.flow(**OFF).layers["rnn"].initial_state.values())
 
 
+@pytest.mark.parametrize("name", ["one state for both", "input as state"])
+def test_a_state_given_twice_gets_no_gradient_of_its_own(name):
+    model, step = built(CASES[name])
+    with tt.record(model) as rec:
+        step(model)
+    assert rec.traces()[0].initial_gradient is None
+    assert all(math.isnan(terms.residual) for terms in rec.flow(**OFF).layers["rnn"].initial_state.values())
+
+
 def test_the_gradient_is_not_the_grad():
     """Where the two differ, the record holds this call's: penalties and ties make `.grad` another quantity."""
     for name in ("tied", "penalties", "accumulated and clipped", "optimiser inside"):

@@ -89,10 +89,10 @@ def edge_of(tensor: Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
-def edges_of(initial: list[Tensor], weights: Weights) -> dict[Edge, str]:
-    """Name of each edge at which the call's contribution is read. A state that is given twice cannot be told apart."""
+def edges_of(x: Tensor, initial: list[Tensor], weights: Weights) -> dict[Edge, str]:
+    """Name of each edge at which the call's contribution is read. A state given in two places cannot be told apart."""
     states = [edge_of(state) for state in initial if state.requires_grad]
-    told = len(states) == len(initial) == len(set(states))
+    told = len(states) == len(initial) == len(set(states)) and not (x.requires_grad and edge_of(x) in states)
     targets = {edge: f"initial{place}" for place, edge in enumerate(states)} if told else {}
     return targets | {edge_of(value): name for name, value in weights.tensors().items() if value.requires_grad}
 

@@ -86,7 +86,7 @@ class Record:
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
-        targets = edges_of(initial, weights)
+        targets = edges_of(x, initial, weights)
         stops = {edge_of(value)[0] for value in (x, *initial, *weights.tensors().values()) if value.requires_grad}
         version = None if x.is_inference() else x._version
         low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
