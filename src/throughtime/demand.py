@@ -126,7 +126,8 @@ def measure(
         return nothing(f"only {batch} sequence(s): the test permutes sequences, needs 3 and better {FEW_SEQUENCES}")
     if not gradient.any():
         return nothing("the loss sends no gradient to this layer's output")
-    with torch.no_grad():
+    # the user's autocast and default device are none of this function's business
+    with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         present = torch.ones(steps, batch, 1, dtype=torch.bool)
         if lengths is not None:
             gradient, u, present = _aligned(gradient, u, _checked_lengths(lengths, steps, batch))

@@ -66,7 +66,7 @@ def by_product(left: Tensor, origins: Tensor, rights: Sequence[Tensor], orders: 
     out = left.new_zeros(len(orders), steps)
     near = min(len(rights) - 1, steps)
     width = items.shape[1] * (1 if form.pairs else rights[-1].shape[2])
-    chunk = max(1, CHUNK // (len(items) * width))
+    chunk = max(1, (4 * CHUNK if form.pairs else CHUNK) // (len(items) * width))  # each chunk orders the pairs again
     groups = [range(lag, lag + 1) for lag in range(near)]
     groups += [range(first, min(first + chunk, steps)) for first in range(near, steps, chunk)]
     for lags in groups:
