@@ -75,7 +75,8 @@ def explain(
             raise ResidualError(
                 f"terms of layer '{trace.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
                 f"at most {limit:g} for {str(trace.dtype).removeprefix('torch.')}",
-                "look for something that changed weights or states between forward and backward; "
+                ("" if trace.dtype in CONTRACT else "record this step in float32: rounding adds up over long memories; ")
+                + "look for something that changed weights or states between forward and backward; "
                 "flow(strict=False) shows the numbers all the same",
             )
         layers[trace.name] = layer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from throughtime.calls import Call, edge_of, edges_of, hook, trace_of
 from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.cell import Cell, Weights
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
-from throughtime.flow import Flow
+from throughtime.flow import Flow, Missing
 from throughtime.recurrent import Recurrent, scan
 from throughtime.trace import Trace
 
@@ -167,7 +168,9 @@ class Record:
         """
         from throughtime.explain import explain
 
-        return explain(self.traces(), **options)
+        flow = explain(self.traces(), **options)
+        silent = tuple(Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached)
+        return replace(flow, missing=(*flow.missing, *silent))
 
 
 class _Mode(TorchFunctionMode):
