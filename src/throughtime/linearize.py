@@ -31,6 +31,12 @@ class Window:
         return self.trace.cell.factors(self.trace.weights, self.x, self.before, self.after, pre)
 
     @cached_property
+    def of_step(self) -> list[Tensors]:
+        """The factors of each step alone, (1, B, …) by name."""
+        parts = {name: value.split(1) for name, value in self.factors.items()}
+        return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+    @cached_property
     def operands(self) -> Tensors:
         """(steps, B, width) by name: what the parameters multiply."""
         return self.trace.cell.operands(self.factors, self.x, self.before)
@@ -54,6 +60,12 @@ class Linearization:
     def window(self, first: int, last: int) -> Window:
         """The steps first … last − 1."""
         return Window(self, first, last)
+
+    def pull_step(self, window: Window, step: int, adjoint: Tensor, paths: bool) -> Pulled:
+        """Pull adjoints (1, B, S·H) back through one step of the window, counted from its first."""
+        if self.derivative == "autograd":
+            return self.pull(window, lambda array: array[step : step + 1], adjoint, paths)
+        return self.cell.pull(self.trace.weights, window.of_step[step], adjoint, paths)
 
     def pre_activations(self, first: int, last: int) -> Tensors:
         """Of the steps first … last − 1, (steps, B, H) by name. Those of sigmoid gates are kept for `logits`."""

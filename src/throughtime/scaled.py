@@ -6,11 +6,15 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Kept = TypeVar("Kept")
 
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 
@@ -82,14 +86,52 @@ def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.where(exponent > high, torch.full((), torch.inf, dtype=dtype, device=exponent.device), out)
 
 
-def rescale(rows: Tensor, exponent: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring rows (..., N) · 2^exponent (...) back near 1 when the largest entry of any, `peak` (...), has left ±2^24.
+DEAD = -(2**20)  # the exponent of a row that is zero
+NEAR, RANGE = 2.0**8, 2.0**24  # a run starts with its rows within the first and ends where one has left the second
+LONGEST = 16  # steps between two looks at the rows
+
+
+def rescale(rows: Tensor, exponent: Tensor, peak: Tensor, limit: float = RANGE) -> tuple[Tensor, Tensor]:
+    """Bring rows (..., N) · 2^exponent (...) back near 1 when the largest entry of any, `peak` (...), has left limit^±1.
 
     Exact: only powers of two. A row that is zero stays as it is.
     """
     alive = torch.where(peak > 0, peak, 1.0)
     low, high = torch.aminmax(alive)
-    if low.item() > 2.0**-24 and high.item() < 2.0**24:
+    if low.item() > 1 / limit and high.item() < limit:
         return rows, exponent
     shift = torch.frexp(alive).exponent.clamp(-100, 100)
     return rows * power_of_two(-shift, rows.dtype).unsqueeze(-1), exponent + shift
+
+
+def march(
+    step: Callable[[int, Tensor], tuple[Tensor, Kept]], rows: Tensor, exponent: Tensor, count: int
+) -> tuple[list[Tensor], list[Tensor], list[Kept], Tensor, Tensor]:
+    """Apply a linear step `count` times to rows (..., N) · 2^exponent (...), rescaled wherever a row leaves `RANGE`.
+
+    step(turn, rows) → (the next rows, what to keep of the turn). Returns rows, exponents (`DEAD` where a row is zero) and
+    what was kept by turn, then rows and exponent after the last. Several steps are taken before their rows are looked at; a
+    run in which one has left the range is taken back to there, so no step ever starts from rows beyond it.
+    """
+    passed: list[Tensor] = []
+    powers: list[Tensor] = []
+    told: list[Kept] = []
+    reach = LONGEST
+    while len(passed) < count:
+        rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR)
+        start = len(passed)
+        for turn in range(start, min(start + reach, count)):
+            passed.append(rows)
+            rows, kept = step(turn, rows)
+            told.append(kept)
+        peaks = torch.stack(passed[start:]).abs().amax(-1)
+        left = (peaks > 0) & ~((peaks > 1 / RANGE) & (peaks < RANGE))
+        beyond = left[1:].flatten(1).any(1).nonzero()
+        if len(beyond):
+            reach = int(beyond[0]) + 1
+            rows = passed[start + reach]
+            del passed[start + reach :], told[start + reach :]
+        else:
+            reach = min(2 * reach, LONGEST)
+        powers += torch.where(peaks > 0, exponent, DEAD)[: len(passed) - start].unbind()
+    return passed, powers, told, rows, exponent

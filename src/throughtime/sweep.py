@@ -19,10 +19,9 @@ from torch import Tensor
 
 from throughtime.cells.cell import Pulled, Tensors
 from throughtime.linearize import Linearization, Window
-from throughtime.scaled import power_of_two, rescale
+from throughtime.scaled import DEAD, march, power_of_two, rescale
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block of several lags may hold: its factors stay in cache
-DEAD = -(2**20)  # the exponent of a row that is zero
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Block:
     """Adjoints of R origins over L lags; row (l, r) stands at `steps[l, r]`.
 
     adjoint: (L, R, B, S·H), times 2^exponent (L, R, B), `DEAD` for rows that are zero. lags: (L,), None in the tail's
-    stream, where lags are mixed. origins: (R,).
+    stream, where lags are mixed. origins: (R,). pulled: what the sweep saw when it pulled these rows back, if it was kept.
     """
 
     linearization: Linearization
@@ -40,6 +39,7 @@ class Block:
     steps: Tensor
     adjoint: Tensor
     exponent: Tensor
+    pulled: list[Pulled] | None = None
 
     @cached_property
     def _at(self) -> slice | Tensor:
@@ -59,12 +59,19 @@ class Block:
         return self.exponent.flatten(1).amax(1)
 
     @cached_property
+    def _shift(self) -> Tensor | None:
+        """(L, R, B) the power of two from a row's exponent to its lag's; None where all are the same."""
+        shift = self.exponent - self.common[:, None, None]
+        return power_of_two(shift, self.adjoint.dtype) if shift.any() else None
+
+    def _align(self, rows: Tensor) -> Tensor:
+        """(..., L, R, B, N) to one exponent a lag."""
+        return rows if self._shift is None else rows * self._shift.unsqueeze(-1)
+
+    @cached_property
     def aligned(self) -> Tensor:
         """(L, R, B, S·H): the adjoints, times 2^common: one exponent a lag, so that rows can be added up."""
-        shift = self.exponent - self.common[:, None, None]
-        if not shift.any():
-            return self.adjoint
-        return self.adjoint * power_of_two(shift, self.adjoint.dtype).unsqueeze(-1)
+        return self._align(self.adjoint)
 
     @cached_property
     def factors(self) -> Tensors:
@@ -76,18 +83,29 @@ class Block:
         """(L, R, B, H): the aligned adjoints in the space in which paths, units and hops are told."""
         return self.linearization.cell.total(self.aligned, self.factors)
 
-    def pull(self, paths: bool) -> Pulled:
-        """The aligned adjoints one step back."""
+    def _pull(self, paths: bool) -> Pulled:
         return self.linearization.pull(self.window, self.take, self.aligned, paths)
 
     @cached_property
     def pre(self) -> Tensor:
-        """(L, R, B, P, H): aligned adjoints of the pre-activations."""
-        return self.pull(paths=False).pre
+        """(L, R, B, P, H): aligned adjoints of the pre-activations; in memory P comes first."""
+        if self.pulled is None:
+            return self._pull(paths=False).pre
+        return self._align(torch.stack([each.pre.movedim(-2, 0) for each in self.pulled], dim=1)).movedim(0, -2)
+
+    @cached_property
+    def paths(self) -> Tensors:
+        """Port → (L, R, B, H): the aligned adjoints one step back, by path."""
+        if self.pulled is None or not self.pulled[0].paths:
+            return self._pull(paths=True).paths
+        ports = self.pulled[0].paths
+        return {port: self._align(torch.stack([each.paths[port] for each in self.pulled])) for port in ports}
 
 
 class Consumer(Protocol):
-    """What a sweep feeds: reducers."""
+    """What a sweep feeds: reducers. paths: whether it reads `Block.paths`, so that the sweep had better keep them."""
+
+    paths: bool
 
     def update(self, block: Block) -> None:
         """Blocks in the order of lags, every (origin, lag) once."""
@@ -123,6 +141,7 @@ def sweep(
     exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
     highest, lag, length = -torch.inf, 0, trace.steps
     few = len(steps) == 1
+    paths = any(consumer.paths for consumer in consumers)
     with torch.no_grad():
         while len(at):
             if max_lag is not None and lag > max_lag:
@@ -137,7 +156,7 @@ def sweep(
                     break
             room = max(1, BLOCK_ENTRIES // rows.numel())
             room = min(room, int(at[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
-            block, rows, exponent = _advance(linearization, at, lag, rows, exponent, room, single=len(at) == 1)
+            block, rows, exponent = _advance(linearization, at, lag, rows, exponent, room, paths)
             for consumer in consumers:
                 consumer.update(block)
             lag += room
@@ -168,30 +187,32 @@ def _log2_peak(rows: Tensor, exponent: Tensor) -> float:
 
 
 def _advance(
-    lin: Linearization, origins: Tensor, lag: int, rows: Tensor, exponent: Tensor, lags: int, single: bool
+    lin: Linearization, origins: Tensor, lag: int, rows: Tensor, exponent: Tensor, lags: int, paths: bool
 ) -> tuple[Block, Tensor, Tensor]:
     """Take the rows `lags` steps back; the block of what was passed, and the rows after it.
 
     A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
     """
+    single = len(origins) == 1
     top = origins - lag
     window = lin.window(int(top[0]) - lags + 1, int(top[0]) + 1) if single else lin.whole
-    adjoints = rows.new_empty(lags, *rows.shape)
-    exponents = exponent.new_empty(lags, *exponent.shape)
-    contiguous = int(top[-1] - top[0]) == len(top) - 1
-    for turn in range(lags):
-        peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1)
-        rows, exponent = rescale(rows, exponent, peak)
-        place = lags - 1 - turn if single else turn
-        adjoints[place] = rows
-        exponents[place] = torch.where(peak > 0, exponent, DEAD)
-        now = top - turn - window.first
-        at = slice(int(now[0]), int(now[-1]) + 1) if contiguous else now
-        rows = lin.pull(window, lambda array, at=at: array[at], rows, paths=False).carry
+    first, last = int(top[0]) - window.first, int(top[-1]) - window.first
+    contiguous = last - first == len(top) - 1
+
+    def step(turn: int, rows: Tensor) -> tuple[Tensor, Pulled]:
+        if single:
+            pulled = lin.pull_step(window, first - turn, rows, paths)
+        else:
+            at = slice(first - turn, last - turn + 1) if contiguous else top - turn - window.first
+            pulled = lin.pull(window, lambda array: array[at], rows, paths)
+        return pulled.carry, pulled
+
+    adjoints, exponents, pulled, rows, exponent = march(step, rows, exponent, lags)
     told = torch.arange(lag, lag + lags)
     if single:
-        told = told.flip(0)
-    return Block(lin, window, told, origins, origins - told[:, None], adjoints, exponents), rows, exponent
+        adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
+    stacked = torch.stack(adjoints), torch.stack(exponents)
+    return Block(lin, window, told, origins, origins - told[:, None], *stacked, pulled), rows, exponent
 
 
 def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:

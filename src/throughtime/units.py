@@ -26,15 +26,15 @@ def gates(linearization: Linearization) -> dict[str, Gate]:
         value = torch.sigmoid(torch.from_numpy(logit))
         count = len(logit)
 
-        def at(levels: list[float], value: torch.Tensor = value, **options: bool) -> np.ndarray:
-            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), **options).numpy()
+        def at(levels: list[float], value: torch.Tensor = value, side: str = "left") -> np.ndarray:
+            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
 
         cold, hot = np.searchsorted(logit, -SATURATED), np.searchsorted(logit, SATURATED, side="right")
         edges = at([place / BINS for place in range(1, BINS)])
         out[name] = Gate(
             mean=float(value.mean()),
             below=float(at([0.1])[0]) / count,
-            above=1 - float(at([0.9], right=True)[0]) / count,
+            above=1 - float(at([0.9], side="right")[0]) / count,
             saturated=float(count - hot + cold) / count,
             logit_quantiles=np.array([_quantile(logit, level) for level in QUANTILES]),
             histogram=np.diff(edges, prepend=0, append=count),
@@ -76,7 +76,8 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
         cut = np.asarray(below.sum(0).sum(0).cpu()) / (trace.steps * trace.batch)
     states = trace.cell.output(trace.carries[1:])
     moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
-    still = (moves < STILL) & (trace.steps * trace.batch > 1)  # one state alone cannot be seen to stand still
+    several = trace.steps * trace.batch > 1  # one state alone cannot be seen to stand still
+    still = [several and move < STILL for move in moves]
     silent = ~np.isfinite(log10_rms).any(1)
     return tuple(
         Unit(

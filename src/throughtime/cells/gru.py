@@ -86,9 +86,10 @@ class GRU(Cell):
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         pre = adjoint.unsqueeze(-2) * factors["local"]
         kept = adjoint * factors["keep"]
-        recurrent = pre[..., :3, :]  # r, z, m: the rows of weight_hh in order
+        # r, z, m: the rows of weight_hh in order
+        by_gate = back_through(pre[..., :3, :], w.weight_hh.view(3, -1, adjoint.shape[-1]))
+        carry = by_gate.sum(0).add_(kept)
         if not paths:
-            return Pulled(pre, kept + recurrent.flatten(-2) @ w.weight_hh, {})
-        reset, update, candidate = back_through(recurrent, w.weight_hh.unflatten(0, (3, -1)))
-        parts = {"carry": kept, "update": update, "candidate": candidate, "reset": reset}
-        return Pulled(pre, kept + update + candidate + reset, parts)
+            return Pulled(pre, carry, {})
+        reset, update, candidate = by_gate.unbind()
+        return Pulled(pre, carry, {"carry": kept, "update": update, "candidate": candidate, "reset": reset})

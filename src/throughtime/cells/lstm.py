@@ -99,11 +99,11 @@ class LSTM(Cell):
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         at_h, at_c = split(adjoint, 2)
         d = torch.addcmul(at_c, at_h, factors["slope"])
-        pre = torch.stack((d, d, d, at_h), dim=-2) * factors["local"]
+        pre = stack_gates((d, d, d, at_h)) * factors["local"]
         kept = d * factors["keep"]
-        if not paths:
-            return Pulled(pre, torch.cat((pre.flatten(-2) @ w.weight_hh, kept), dim=-1), {})
         by_gate = back_through(pre, w.weight_hh.unflatten(0, (4, -1)))
+        if not paths:
+            return Pulled(pre, torch.cat((by_gate.sum(0), kept), dim=-1), {})
         parts = {"carry": kept, **dict(zip(("input", "forget", "candidate", "output"), by_gate, strict=True))}
         return Pulled(pre, torch.cat((by_gate.sum(0), kept), dim=-1), parts)
 

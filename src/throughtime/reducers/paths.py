@@ -14,6 +14,8 @@ from throughtime.sweep import Block
 class Paths(Reducer):
     """Share of path p at lag τ ≥ 1: Σ⟨λ_p, λ⟩ / Σ⟨λ, λ⟩ over origins and sequences, λ = Σ_p λ_p. Lag 0 has none."""
 
+    paths = True
+
     def __init__(self, linearization: Linearization) -> None:
         super().__init__(linearization)
         steps = linearization.trace.steps
@@ -30,15 +32,16 @@ class Paths(Reducer):
         # A path ends one step earlier than the window's steps; only cells with several states ask for factors there.
         factors = {}
         if len(cell.states) > 1:
-            before = self.linearization.window(max(0, window.first - 1), window.last)
-            at = (landing - before.first).clamp_min(0)
-            factors = {"slope": before.factors["slope"][at]}
-        kept = inside[..., None, None]
-        paths = {
-            port: cell.path_total(port, path, factors) * kept for port, path in block.pull(paths=True).paths.items()
-        }
-        whole = torch.stack(list(paths.values())).sum(0)
-        inner = torch.stack([(path * whole).sum((1, 2, 3)) for path in paths.values()])
+            slope = window.factors["slope"]
+            if window.first:
+                earlier = self.linearization.window(window.first - 1, window.first).factors["slope"]
+                slope = torch.cat((earlier, slope))
+            factors = {"slope": slope[(landing - max(0, window.first - 1)).clamp_min(0)]}
+        paths = torch.stack([cell.path_total(port, path, factors) for port, path in block.paths.items()])
+        if not inside.all():
+            paths *= inside[..., None, None]
+        whole = paths.sum(0)
+        inner = (paths * whole).sum((2, 3, 4))
         lands = inside.any(1)
         lags, exponent = block.lags[lands] + 1, 2 * block.common[lands]
         self._add("paths", lags, inner[:, lands], exponent)

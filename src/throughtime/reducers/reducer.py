@@ -17,8 +17,11 @@ class Reducer:
     """Fed by a sweep. Everything kept stands in `sums` and is a sum over sequences and origins: merging adds.
 
     A subclass overrides what it needs of `update` (a block of told-apart lags), `tail` (a block of the tail's stream) and
-    `initial` (an adjoint of the initial state), and has a `finish` that makes its result of the sums alone.
+    `initial` (an adjoint of the initial state), and has a `finish` that makes its result of the sums alone. One that reads
+    the block's paths says so in `paths`.
     """
+
+    paths = False
 
     def __init__(self, linearization: Linearization) -> None:
         self.linearization = linearization
