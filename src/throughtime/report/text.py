@@ -27,7 +27,7 @@ def report_text(report: Report, width: int = 100) -> str:
 
 def flow_text(flow: Flow, width: int = 100) -> str:
     """The flow as plain text."""
-    return _plain(Group(*(render_layer(layer) for layer in flow.layers.values())), width)
+    return _plain(Group(*_layers(flow)), width)
 
 
 def render_report(report: Report) -> RenderableType:
@@ -47,9 +47,15 @@ def render_report(report: Report) -> RenderableType:
             Padding(Text(f"{note.code} {note.name} [{note.layer}]: {note.message}", "dim"), (0, 0, 0, 2))
             for note in notes
         ]
-    for layer in report.flow.layers.values():
-        parts += [Text(""), render_layer(layer)]
+    for part in _layers(report.flow):
+        parts += [Text(""), part]
     return Group(*parts)
+
+
+def _layers(flow: Flow) -> list[RenderableType]:
+    """A table for each layer, and a line for those of which nothing can be told."""
+    lines = [Text(f"{each.field.removeprefix('layers.')}: nothing to tell, {each.reason}") for each in flow.missing]
+    return [*(render_layer(layer) for layer in flow.layers.values()), *lines]
 
 
 def render_layer(layer: LayerFlow) -> RenderableType:
@@ -111,4 +117,4 @@ def _plain(what: RenderableType, width: int) -> str:
     console.print(what)
     file = console.file
     assert isinstance(file, io.StringIO)
-    return file.getvalue().rstrip("\n")
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
