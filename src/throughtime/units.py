@@ -78,7 +78,7 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
     moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
     several = trace.steps * trace.batch > 1  # one state alone cannot be seen to stand still
     still = [several and move < STILL for move in moves]
-    silent = ~np.isfinite(log10_rms).any(1)
+    silent: np.ndarray = ~np.isfinite(log10_rms).any(1)
     return tuple(
         Unit(
             j,
