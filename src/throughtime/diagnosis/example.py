@@ -19,14 +19,16 @@ def measured(
     batch: int = 64,
     hidden: int = 16,
     loss_steps: int = 1,
-    scale: float = 1.0,
+    heavy_step: int | None = None,
+    centred: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> LayerFlow:
     """The layer of a fresh torch.nn.<kind> that is to repeat its input of `lag` steps before.
 
-    prepare: changes the layer in place before it runs. loss_steps: how many of the last steps carry a loss. scale: of
-    the inputs. options: further arguments of the layer. Random numbers of the caller are left alone.
+    prepare: changes the layer in place before it runs. loss_steps: how many of the last steps carry a loss.
+    heavy_step: one of them that weighs a hundredfold. centred: the linear reading begins at zero error on average.
+    options: further arguments of the layer. Random numbers of the caller are left alone.
     """
     import torch
 
@@ -42,7 +44,12 @@ def measured(
         x = torch.randn(steps, batch, 1)
         wanted = x.roll(lag, 0)
         with record(layer) as recorded:
-            output = layer(scale * x)[0]
-            (head(output) - wanted)[-loss_steps:].square().mean().backward()
-    flow = recorded.flow(bias="horizon", hops=False, origin_step=False)
+            error = head(layer(x)[0]) - wanted
+            if centred:
+                error = error - error.mean(1, keepdim=True).detach()
+            weight = torch.ones(steps, 1, 1)
+            if heavy_step is not None:
+                weight[heavy_step] = 100
+            (weight * error.square())[-loss_steps:].mean().backward()
+    flow = recorded.flow(bias="horizon", hops=False)
     return next(iter(flow.layers.values()))

@@ -126,28 +126,32 @@ def _bursts(steps: int) -> NDArray[np.float64]:
 
 
 def by_step(history: History | None) -> Spread | None:
-    """The tail of the norms by training step; None without enough of them."""
-    if history is None or history.gradient_norm is None or len(history.gradient_norm) < LEAST:
+    """The tail of the norms by training step; a norm or a loss that was not finite is a burst. None without enough of
+    them."""
+    if history is None:
         return None
-    norms = history.gradient_norm
+    norms = history.gradient_norm if history.gradient_norm is not None else np.zeros(0)
     finite = norms[np.isfinite(norms)]
-    if len(finite) < len(norms):
-        ratio = LARGEST
-    else:
-        neighbours = [np.median(norms[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1]) for i in range(len(norms))]
-        ratio = _largest(norms, np.array(neighbours))
     clip = float(np.quantile(finite, CLIP)) if len(finite) else None
-    return Spread(ratio, HEAVY_BY_STEP, "norm of the whole gradient by training step", clip)
+    if len(finite) < len(norms) or not np.isfinite(history.loss).all():
+        return Spread(LARGEST, HEAVY_BY_STEP, "norm of the whole gradient by training step", clip)
+    if len(norms) < LEAST:
+        return None
+    neighbours = [np.median(norms[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1]) for i in range(len(norms))]
+    return Spread(
+        _largest(norms, np.array(neighbours)), HEAVY_BY_STEP, "norm of the whole gradient by training step", clip
+    )
 
 
 def by_sequence(layer: LayerFlow) -> Spread | None:
-    """The stand-in: the tail over the sequences of this batch, at the farthest lag that all of them have."""
+    """The stand-in: the tail over the sequences of this batch, at the farthest lag that enough of them have."""
     logs = layer.adjoint.by_sequence[: reach(layer) + 1]
-    lags = np.flatnonzero(np.isfinite(logs).all(1))
-    if logs.shape[1] < LEAST or not len(lags):
+    lags = np.flatnonzero(np.isfinite(logs).sum(1) >= LEAST)
+    if not len(lags):
         return None
-    excess = logs[lags[-1]].max() - np.median(logs[lags[-1]])
-    return Spread(min(10.0**excess, LARGEST), HEAVY_BY_SEQUENCE, "adjoint of a sequence (no norms by step were given)")
+    there = logs[lags[-1]][np.isfinite(logs[lags[-1]])]
+    excess = min(float(there.max() - np.median(there)), np.log10(LARGEST))
+    return Spread(10.0**excess, HEAVY_BY_SEQUENCE, "adjoint of a sequence (no norms by step were given)")
 
 
 def _largest(norms: NDArray[np.float64], neighbours: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log10
 from typing import ClassVar
 
 from throughtime.diagnosis.example import measured
@@ -21,9 +22,11 @@ class GradientVanishesBeforeNeededLag(Rule):
 
     ## What
 
-    The adjoint λ is the gradient of the loss at the layer's state. This rule takes its size at each needed lag τ,
+    The adjoint λ is the gradient of the loss at the layer's state. The rule takes its size at each needed lag τ,
     relative to lag 0: ‖λ(τ)‖ / ‖λ(0)‖, root mean squares over all pairs of a loss step and a sequence. It fires where
-    that fraction is under the threshold at a needed lag; the value is that of the farthest such lag.
+    that fraction is under the threshold, and also falls under it on the way from the next nearer needed lag: needed
+    lags that follow each other closely are learned one after the other, each from the one before, however little
+    arrives at the last. The value is the fraction at the farthest lag that is out of reach.
 
     A lag is needed when demand is detected there or when `needed_lag` says so. Where neither is known the rule is
     silent: a short gradient horizon is no fault in itself.
@@ -68,7 +71,7 @@ class GradientVanishesBeforeNeededLag(Rule):
     def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
         if needed.farthest is None or needed.farthest > last_lag(layer):
             return None
-        short = [found for lag in needed.lags if (found := arrival(layer, lag)) and found.fraction < ENOUGH]
+        short = out_of_reach(layer, needed)
         if not short:
             return None
         worst = short[-1]
@@ -81,6 +84,14 @@ class GradientVanishesBeforeNeededLag(Rule):
     def silent(self) -> tuple[LayerFlow, Needed, History | None]:
         layer = measured("GRU", _chrono, lag=30)
         return layer, Needed(layer.name, (30,), "user"), None
+
+
+def out_of_reach(layer: LayerFlow, needed: Needed) -> list[Arrival]:
+    """What arrives at the needed lags that lie beyond a gap the gradient does not bridge."""
+    found = [each for lag in needed.lags if (each := arrival(layer, lag)) is not None]
+    steps = zip([0.0, *(each.log10 for each in found)], found, strict=False)
+    gap = next((each.lag for before, each in steps if each.log10 - before < log10(ENOUGH)), None)
+    return [] if gap is None else [each for each in found if each.lag >= gap and each.fraction < ENOUGH]
 
 
 def _chrono(layer: object) -> None:
