@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,16 +267,13 @@ def _diagnosed(
     # What the user's own code prints must not stand in the report.
     with bar() as tell, redirect_stdout(sys.stderr):
         tell(0, 1, "loading")
-        import torch
-
         from throughtime import sources
         from throughtime.diagnosis.diagnose import diagnose as run
         from throughtime.importers.npz import Convention
 
-        torch.manual_seed(seed)
         convention = None if cell is None else Convention(cell, gates, layout, reset, z)
         try:
-            network, factory = sources.model(model, convention)
+            network, factory = sources.model(model, convention, seed)
             return run(
                 network,
                 sources.data(data),
@@ -305,18 +302,17 @@ def _check_writable(output: Path | None) -> None:
 
     if output is None:
         return
-    reason, probe = "", output.with_name(f".{output.name}.{os.getpid()}.part") if output.name else output
-    if output.is_dir() or not output.name:
-        reason = "it is a folder"
-    elif output.exists() and not os.access(output, os.W_OK):
-        reason = "it is read-only"
-    else:
-        try:
-            probe.touch(exist_ok=False)
-        except OSError as error:
-            reason = error.strerror or str(error)
-        with suppress(OSError):
-            probe.unlink()
+    reason, trial = "", output.parent / f".{output.name}.{os.getpid()}.part"
+    try:
+        if not output.name or output.is_dir():
+            reason = "it is a folder"
+        elif output.exists() and not os.access(output, os.W_OK):
+            reason = "it is read-only"
+        else:
+            trial.touch(exist_ok=False)
+            trial.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
     if reason:
         raise InputError(
             f"an output path that cannot be written: {output} ({reason})",

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
@@ -34,8 +35,10 @@ def named(name: str) -> Any:
         ) from error
 
 
-def model(name: str, convention: Convention | None = None) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
-    """The model, and its factory where it has one. Raises InputError for a file that holds no model."""
+def model(
+    name: str, convention: Convention | None = None, seed: int = 0
+) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
+    """The model, and its factory where it has one, called under a seed. Raises InputError for a file that holds none."""
     is_file = _is_file(name)
     if convention is not None and not is_file:
         raise InputError(
@@ -49,7 +52,9 @@ def model(name: str, convention: Convention | None = None) -> tuple[nn.Module, C
                 "say how the arrays are to be read: a file of arrays does not",
             )
         return load_npz(name, convention), None
+    torch.manual_seed(seed)  # of what the module makes when it is imported
     made: Any = named(name)
+    torch.manual_seed(seed)
     factory: Any = made if callable(made) and not isinstance(made, nn.Module) else None
     if factory is not None:
         made = factory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,9 +19,17 @@ SEQUENCES = 256  # of the batch that is measured
 
 
 @digits.one_thread()
-def digits_report(progress: Tell = quiet) -> Report:
-    """8 rows of a digit, then 92 steps of noise: what the loss needs, what arrives, and what chrono initialisation changes."""
-    task = digits.digits()
+def digits_report(
+    progress: Tell = quiet,
+    noise_steps: int = digits.NOISE_STEPS,
+    seeds: Sequence[int] = digits.SEEDS,
+    steps: int = digits.STEPS,
+) -> Report:
+    """8 rows of a digit, then noise: what the loss needs, what arrives, and what chrono initialisation changes.
+
+    seeds, steps: of the paired training, see `throughtime.tasks.digits.paired_training`.
+    """
+    task = digits.digits(noise_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = digits.DigitClassifier()
@@ -31,12 +40,11 @@ def digits_report(progress: Tell = quiet) -> Report:
         lag = task.needed_lags[-1] if farthest is None else farthest
         treated = registered()["chrono"].apply(copy.deepcopy(model), "rnn", needed_lag=lag)
         after = measure(treated, batches, digits.loss, progress=progress, demand=False)
-        done = digits.paired_training(task, lag, progress=progress)
-    title = "Digits, then 92 steps of noise: a GRU of 48 units"
+        done = digits.paired_training(task, lag, seeds, steps, progress)
+    title = f"Digits, then {noise_steps} steps of noise: a GRU of {model.rnn.hidden_size} units"
     return replace(report, title=title, before=before, after=after, verification=done)
 
 
-@digits.one_thread()
 def opus_report(progress: Tell = quiet) -> Report:
     """The speech/music network of the Opus codec on 24.7 s of speech, its voice-activity log-odds at every frame."""
     model = opus_demo.SpeechMusic()
