@@ -647,7 +647,7 @@ def test_a_read_only_file_or_folder_is_told(throughtime, tmp_path):
 
 def test_a_read_only_file_is_not_replaced(throughtime, tmp_path, monkeypatch):
     (tmp_path / "r.html").write_text("before")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # which holds for root as well
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)  # which holds for root as well
     code, _, err = throughtime("diagnose", *GIVEN, "-o", tmp_path / "r.html")
     assert code == 2
     assert "it is read-only" in err
