@@ -113,6 +113,18 @@ def test_every_reason_has_a_null(document):
             assert len(row["reason"]) > 8
 
 
+def test_reasons_are_those_of_the_place():
+    (layer,) = flow().to_dict()["layers"]
+    reasons = {row["field"]: row["reason"] for row in layer["missing"]}
+    assert reasons["parameters"] == "exactly zero, which has no logarithm"  # of weight_hh: h_0 = 0
+    assert reasons["initial_state"] == "no step with a loss stands so many steps after the initial state"
+    assert reasons["initial_state.rnn.h_0.residual"] == "autograd gave no gradient to compare with"
+    (layer,) = flow(max_lag=4).to_dict()["layers"]
+    assert {row["reason"] for row in layer["missing"] if row["field"] in ("share", "bias")} == {
+        "lags from 5 on are not told apart: they were swept as one stream, exact in sum (tail)"
+    }
+
+
 def test_lists_are_as_long_as_the_sequence(document):
     for layer in document["layers"]:
         lists = [

@@ -18,9 +18,9 @@ UNDEFINED = {
     "residual": "autograd gave no gradient to compare with",
     "error": "autograd gave no gradient to compare with",
     "cancellation": "every term is exactly zero",
-    "share": "the gradient is exactly zero: it has no shares",
     "adjoint": "no step with a loss has so many steps before it",
     "initial_state": "no step with a loss stands so many steps after the initial state",
+    "share": "the gradient is exactly zero: it has no shares",
     "demand": "no test there: no loss has an input so far back, or the input does not vary between sequences",
     "paths": "a path share has no lag 0, and none where no gradient is",
     "hops": "no gradient at that lag",
@@ -28,7 +28,7 @@ UNDEFINED = {
     "units.timescale": "the gate has no finite timescale",
     "units.half_life": "never fell to half its peak within the lags told apart",
 }
-"""By the end or the beginning of a field."""
+"""By the end or the beginning of a field; the first that fits."""
 
 
 def missing(layer: LayerFlow) -> list[dict[str, str]]:
