@@ -48,10 +48,10 @@ class Block:
         first, last = int(inside[0]), int(inside[-1])
         return slice(first, last + 1) if last - first == inside.numel() - 1 and 1 in self.steps.shape else inside
 
-    def take(self, array: Tensor) -> Tensor:
-        """The window's array (steps, B, …) at the rows: (L, R, B, …)."""
-        taken = array[self._at]
-        return taken.reshape(*self.steps.shape, *taken.shape[1:])
+    def take(self, array: Tensor, axis: int = 0) -> Tensor:
+        """The window's array (steps, B, …) at the rows: (L, R, B, …). axis: where its steps are."""
+        taken = array[(slice(None),) * axis + (self._at,)]
+        return taken.unflatten(axis, self.steps.shape)
 
     @cached_property
     def common(self) -> Tensor:

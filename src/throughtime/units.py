@@ -29,7 +29,8 @@ def gates(linearization: Linearization) -> dict[str, Gate]:
         def at(levels: list[float], value: torch.Tensor = value, side: str = "left") -> np.ndarray:
             return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
 
-        cold, hot = np.searchsorted(logit, -SATURATED), np.searchsorted(logit, SATURATED, side="right")
+        far = logit.dtype.type(SATURATED)  # a plain float would make numpy convert the whole array
+        cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
         edges = at([place / BINS for place in range(1, BINS)])
         out[name] = Gate(
             mean=float(value.mean()),
@@ -78,7 +79,7 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
     moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
     several = trace.steps * trace.batch > 1  # one state alone cannot be seen to stand still
     still = [several and move < STILL for move in moves]
-    silent: np.ndarray = ~np.isfinite(log10_rms).any(1)
+    silent = [not np.isfinite(row).any() for row in log10_rms]
     return tuple(
         Unit(
             j,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from throughtime.linearize import Linearization, Window
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import EMPTY, Scaled, power_of_two
 from throughtime.sweep import Block
+
+NOTHING = 2.0**-20  # terms below this times the rounding of G, in every block of it, are not taken away from G
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,59 @@ def outer(p: Tensor, x: Tensor | None) -> Tensor:
     return p.sum(-2).unsqueeze(-1) if x is None else p.mT @ x
 
 
-def term_squares(block: Block, rows: list[Entry]) -> Tensor:
+@dataclass(frozen=True)
+class Blocks:
+    """All gate blocks of one parameter with one operand: ledger rows that follow each other. places, indices: `Entry`."""
+
+    parameter: str
+    operand: str
+    places: list[int]
+    indices: list[int]
+
+    def of(self, parameter: Tensor, gates: int) -> Tensor:
+        """These blocks of a parameter: (K, H, width); width 1 for a bias."""
+        blocks = parameter.unflatten(0, (gates, -1))[self.indices]
+        return blocks if blocks.ndim == 3 else blocks.unsqueeze(-1)
+
+    def pre(self, block_pre: Tensor) -> Tensor:
+        """Their pre-activations of (P, …): (K, …), without a copy where they lie side by side."""
+        first, last = self.places[0], self.places[-1] + 1
+        side_by_side = self.places == list(range(first, last))
+        return block_pre[first:last] if side_by_side else block_pre[self.places]
+
+
+def grouped(rows: list[Entry]) -> list[Blocks]:
+    """Ledger rows by parameter and operand, so that one matrix product serves all of their gates."""
+    return [
+        Blocks(parameter, name, [row.place for row in group], [row.index for row in group])
+        for (parameter, name), each in groupby(rows, lambda row: (row.parameter, row.operand))
+        for group in [list(each)]
+    ]
+
+
+def pre_first(block: Block) -> Tensor:
+    """The block's pre-activation adjoints as (P, L, R·B, H)."""
+    return block.pre.movedim(-2, 0).flatten(2, 3)
+
+
+def term_squares(block: Block, groups: list[Blocks]) -> Tensor:
     """‖G(τ)‖² of each ledger row (rows, L), in units of 4^common."""
+    pre = pre_first(block)
+    rows, hidden = pre.shape[2:]
     grams: dict[str, Tensor] = {}
-    pre_grams: dict[int, Tensor] = {}
+    pre_grams = None
     out = []
-    for row in rows:
-        p = block.pre[..., row.place, :].flatten(1, 2)
-        x = operand(block, row.operand)
-        if x is not None and p.shape[1] <= (p.shape[2] * x.shape[2]) // (p.shape[2] + x.shape[2]) + 1:
-            if row.operand not in grams:
-                grams[row.operand] = x @ x.mT
-            if row.place not in pre_grams:
-                pre_grams[row.place] = p @ p.mT
-            out.append((grams[row.operand] * pre_grams[row.place]).sum((1, 2)).clamp_min(0))
+    for group in groups:
+        x = operand(block, group.operand)
+        if x is not None and rows <= (hidden * x.shape[2]) // (hidden + x.shape[2]) + 1:
+            if pre_grams is None:
+                pre_grams = pre @ pre.mT
+            if group.operand not in grams:
+                grams[group.operand] = x @ x.mT
+            out.append((group.pre(pre_grams) * grams[group.operand]).sum((2, 3)).clamp_min(0))
         else:
-            out.append(outer(p, x).square().sum((1, 2)))
-    return torch.stack(out)
+            out.append(outer(group.pre(pre), x).square().sum((2, 3)))
+    return torch.cat(out)
 
 
 class Ledger(Reducer):
@@ -96,16 +135,15 @@ class Ledger(Reducer):
         self.rows = entries(linearization)
         self.reference, self.mode, self.levels, self.keep_terms = dict(reference), bias, levels, keep_terms
         gates = len(linearization.cell.gates)
-        self.blocks = [reference[row.parameter].unflatten(0, (gates, -1))[row.index] for row in self.rows]
-        self.blocks = [block if block.ndim == 2 else block[:, None] for block in self.blocks]
+        self.groups = grouped(self.rows)
+        self.blocks = [group.of(reference[group.parameter], gates) for group in self.groups]
         # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
         # a gradient of 1e-30 leave float32.
         self.unit = _exponent(self.blocks)
         self.blocks = [block * 2.0**-self.unit for block in self.blocks]
-        self.squares = torch.tensor(
-            [block.double().square().sum().item() for block in self.blocks], dtype=torch.float64
-        )
+        self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.left = [block.clone() for block in self.blocks]
+        self.size = self._left_norm(self.left)
         self.bias_low = torch.full((trace.steps,), torch.nan, dtype=torch.float64)
         self.bias_high = self.bias_low.clone()
         self.cached: tuple[Window, list[Tensor]] | None = None
@@ -124,77 +162,108 @@ class Ledger(Reducer):
         """⟨G(τ), G⟩ of each row (rows, L), in units of 2^common."""
         if self.cached is None or self.cached[0] is not block.window:
             ops = block.window.operands
-            self.cached = (
-                block.window,
-                [
-                    g[:, 0] if row.operand == "1" else ops[row.operand] @ g.mT
-                    for row, g in zip(self.rows, self.blocks, strict=True)
-                ],
-            )
-        out = []
-        for row, projected in zip(self.rows, self.cached[1], strict=True):
-            p = block.pre[..., row.place, :]
-            if row.operand == "1":
-                out.append(p.sum((1, 2)) @ projected)
+            projected = [
+                g[..., 0] if group.operand == "1" else ops[group.operand].flatten(0, 1) @ g.mT
+                for group, g in zip(self.groups, self.blocks, strict=True)
+            ]
+            self.cached = block.window, projected
+        pre, steps, out = pre_first(block), block.window.last - block.window.first, []
+        summed = pre.sum(2)
+        for group, projected in zip(self.groups, self.cached[1], strict=True):
+            if group.operand == "1":
+                out.append((group.pre(summed) @ projected.unsqueeze(-1)).squeeze(-1))
             else:
-                out.append(torch.einsum("lrbh,lrbh->l", p, block.take(projected)))
-        return torch.stack(out).double()
+                taken = block.take(projected.unflatten(1, (steps, -1)), axis=1).flatten(2, 3)
+                out.append((group.pre(pre) * taken).sum((2, 3)))
+        return torch.cat(out).double()
 
     def _pre(self, block: Block) -> Tensor:
-        """Adjoints of the pre-activations in units of 2^unit."""
-        return block.pre * power_of_two(block.common - self.unit, block.pre.dtype)[:, None, None, None, None]
+        """Adjoints of the pre-activations (P, L, R·B, H) in units of 2^unit."""
+        return pre_first(block) * power_of_two(block.common - self.unit, block.pre.dtype)[:, None, None]
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
         lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit)
         norms, inner = self.scaled("norms"), self.tensor("inner")
-        squares = term_squares(block, self.rows)
+        squares = term_squares(block, self.groups)
         norms.add_at(lags, squares, 2 * block.common)
         inner[:, lags] += (self._inner(block) * scale).cpu()
-        sizes = (squares.double().sum(0).sqrt() * scale).cpu()
-        self._take_away(block, lags, sizes)
+        self._take_away(block, lags, (squares.double().sqrt() * scale).cpu())
 
     def _take_away(self, block: Block, lags: Tensor, sizes: Tensor) -> None:
-        """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: (L,) sizes are ‖G(τ)‖ of the whole layer."""
+        """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: sizes (rows, L) are ‖G(τ)‖ of each row."""
+        eps = torch.finfo(self.blocks[0].dtype).eps
+        small = (sizes <= NOTHING * eps * self.squares.sqrt()[:, None]).all(0)
+        if small.all() and not self.keep_terms:
+            self._tell(lags, self.size, self.size)
+            return
         pre = self._pre(block)
-        ps = [pre[..., row.place, :].flatten(1, 2) for row in self.rows]
-        xs = [operand(block, row.operand) for row in self.rows]
-        before, order = self._left_norm(self.left), torch.argsort(lags).tolist()
+        ps = [group.pre(pre) for group in self.groups]
+        xs = [operand(block, group.operand) for group in self.groups]
         if self.keep_terms:
             terms = self.tensor("terms")
-            for place in order:
-                terms[lags[place]] += torch.cat(
-                    [outer(p[place], None if x is None else x[place]).flatten() for p, x in zip(ps, xs, strict=True)]
-                )
-        if self.mode == "all":
-            self._one_by_one(ps, xs, lags, order)
+            made = [outer(p, x).transpose(0, 1).flatten(1) for p, x in zip(ps, xs, strict=True)]
+            terms[lags] += torch.cat(made, dim=1)
+        whole = sizes.square().sum(0).sqrt()
+        if self.mode != "all":
+            self._halve(ps, xs, lags, whole, 0, len(lags))
             return
-        after = [
-            left - outer(p.flatten(0, 1), None if x is None else x.flatten(0, 1))
-            for left, p, x in zip(self.left, ps, xs, strict=True)
-        ]
-        passed = sizes[order].cumsum(0)
-        end = self._left_norm(after)
-        behind = passed[-1] - passed
-        low = torch.maximum(before - passed, end - behind).clamp_min(0)
-        high = torch.minimum(before + passed, end + behind)
-        unit = self.squares.sum().sqrt()
-        slack = 1e-3  # rounding of the norms that bound the bias
-        if any(
-            ((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels
-        ):
-            self._one_by_one(ps, xs, lags, order)
-            return
-        self.bias_low[lags[order]], self.bias_high[lags[order]] = low / unit, high / unit
-        self.left = after
+        for place in torch.argsort(lags).tolist():
+            if not small[place]:
+                self._subtract(self.left, ps, xs, place, place + 1)
+                self.size = self._left_norm(self.left)
+            self._tell(lags[place], self.size, self.size)
 
-    def _one_by_one(self, ps: list[Tensor], xs: list[Tensor | None], lags: Tensor, order: list[int]) -> None:
+    def _halve(
+        self,
+        ps: list[Tensor],
+        xs: list[Tensor | None],
+        lags: Tensor,
+        sizes: Tensor,
+        a: int,
+        b: int,
+        after: list[Tensor] | None = None,
+    ) -> None:
+        """Take the block's lags a … b − 1 away, all at once where their bias keeps off the levels, else in two halves.
+
+        after: what is left behind them, where it is known.
+        """
+        if after is None:
+            after = [left.clone() for left in self.left]
+            self._subtract(after, ps, xs, a, b)
+        end, order = self._left_norm(after), torch.argsort(lags[a:b])
+        passed = sizes[a:b][order].cumsum(0)
+        behind = passed[-1] - passed
+        low = torch.maximum(self.size - passed, end - behind).clamp_min(0)
+        high = torch.minimum(self.size + passed, end + behind)
+        unit, slack = self.squares.sum().sqrt(), 1e-3  # slack: rounding of the norms that bound the bias
+        crosses = any(
+            ((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels
+        )
+        if crosses and b - a > 1:
+            middle = (a + b) // 2
+            near, far = ((a, middle), (middle, b)) if lags[a] < lags[b - 1] else ((middle, b), (a, middle))
+            self._halve(ps, xs, lags, sizes, *near)
+            self._halve(ps, xs, lags, sizes, *far, after)
+            return
+        self.left, self.size = after, end
+        if b - a == 1:
+            low = high = end
+        self._tell(lags[a:b][order], low, high)
+
+    def _tell(self, lags: Tensor, low: Tensor, high: Tensor) -> None:
         unit = self.squares.sum().sqrt()
-        for place in order:
-            for left, p, x in zip(self.left, ps, xs, strict=True):
-                left -= outer(p[place], None if x is None else x[place])
-            size = self._left_norm(self.left) / unit
-            self.bias_low[lags[place]] = self.bias_high[lags[place]] = size
+        self.bias_low[lags], self.bias_high[lags] = low / unit, high / unit
+
+    @staticmethod
+    def _subtract(left: list[Tensor], ps: list[Tensor], xs: list[Tensor | None], a: int, b: int) -> None:
+        """Take the terms of the block's lags a … b − 1 away from `left`, in place."""
+        for rest, p, x in zip(left, ps, xs, strict=True):
+            p = p[:, a:b].flatten(1, 2)
+            if x is None:
+                rest -= outer(p, None)
+            else:
+                rest.baddbmm_(p.mT, x[a:b].flatten(0, 1).expand(len(p), -1, -1), alpha=-1)
 
     @staticmethod
     def _left_norm(left: list[Tensor]) -> Tensor:
@@ -206,11 +275,12 @@ class Ledger(Reducer):
         if self.tails is None:
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         pre = self._pre(block)
-        for row, tail, left in zip(self.rows, self.tails, self.left, strict=True):
-            x = operand(block, row.operand)
-            term = outer(pre[..., row.place, :].flatten(0, 2), None if x is None else x.flatten(0, 1))
+        for group, tail, left in zip(self.groups, self.tails, self.left, strict=True):
+            x = operand(block, group.operand)
+            term = outer(group.pre(pre).flatten(1, 2), None if x is None else x.flatten(0, 1))
             tail += term
             left -= term
+        self.size = self._left_norm(self.left)
 
     def join(self, one: Ledger, other: Ledger) -> None:
         if not (one.keep_terms and other.keep_terms):
@@ -222,7 +292,7 @@ class Ledger(Reducer):
             self.tails = one.tails or other.tails
         told = one._told() & other._told()
         terms = self.tensor("terms")
-        sizes = [block.numel() for block in one.blocks]
+        sizes = [gate.numel() for block in one.blocks for gate in block]
         squares = [part.double().square().sum(1) for part in terms.split(sizes, dim=1)]
         reached = told & ((one.norms.exponent != EMPTY) | (other.norms.exponent != EMPTY))
         self.sums["norms"] = Scaled(torch.stack(squares), torch.where(reached, 2 * one.unit, EMPTY))
@@ -247,9 +317,9 @@ class Ledger(Reducer):
         """Σ_τ G(τ) by parameter: what the terms add up to."""
         sums = {name: torch.zeros_like(value) for name, value in self.reference.items()}
         gates = len(self.linearization.cell.gates)
-        for row, block, left in zip(self.rows, self.blocks, self.left, strict=True):
-            place = sums[row.parameter].unflatten(0, (gates, -1))[row.index]
-            place += ((block - left) * 2.0**self.unit).reshape(place.shape)
+        for group, block, left in zip(self.groups, self.blocks, self.left, strict=True):
+            places = sums[group.parameter].unflatten(0, (gates, -1))
+            places[group.indices] = ((block - left) * 2.0**self.unit).reshape(places[group.indices].shape)
         return sums
 
     def share(self) -> np.ndarray:
@@ -333,7 +403,8 @@ class Ledger(Reducer):
             if off is not None:
                 scale = float(sizes.value().sqrt().sum())
                 if self.tails is not None:
-                    scale += float(self._left_norm([self.tails[place] for place in at])) * 2.0**self.unit
+                    own = [t for group, t in zip(self.groups, self.tails, strict=True) if group.parameter == parameter]
+                    scale += float(self._left_norm(own)) * 2.0**self.unit
                 errors.append(_ratio(float(off.double().norm()), scale))
                 residual = _ratio(float(off.double().norm()), float(given[parameter].double().norm()))
             parameters[names.get(parameter, parameter)] = Terms(
@@ -373,4 +444,4 @@ def _ratio(value: float, unit: float) -> float:
     return value / unit if unit else float("inf")
 
 
-__all__ = ["Entry", "Ledger", "Product", "entries", "operand", "term_squares"]
+__all__ = ["Entry", "Ledger", "Product", "entries", "operand"]
