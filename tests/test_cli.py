@@ -281,6 +281,36 @@ def test_findings_decide_the_exit_code(throughtime, fail_on, code):
     assert throughtime("check", *LONG, "--fail-on", fail_on)[0] == code
 
 
+@pytest.mark.parametrize("kind", ["npy", "npz", "json", "losses.json"])
+def test_a_history_is_read_from_a_file(throughtime, tmp_path, kind):
+    losses, path = [1.0] * 60, tmp_path / f"history.{kind}"
+    if kind == "npy":
+        np.save(path, losses)
+    elif kind == "npz":
+        np.savez(path, loss=losses, gradient_norm=losses)
+    else:
+        path.write_text(json.dumps(losses if kind == "losses.json" else {"loss": losses}))
+    given = ["mine:Net", "--data", "mine:batches", "--loss", "mine:loss", "--needed-lag", "1", "--format", "json"]
+    _, out, err = throughtime("diagnose", *given, "--history", path)
+    assert [each["code"] for each in json.loads(out)["findings"] if not each["preview"]] == ["TT190"], err
+
+
+@pytest.mark.parametrize("content", ['{"steps": [1]}', "[", '["a"]', None])
+def test_a_history_that_is_none_is_told(throughtime, tmp_path, content):
+    path = tmp_path / "history.json"
+    if content is not None:
+        path.write_text(content)
+    code, out, err = throughtime("diagnose", *GIVEN, "--history", path)
+    assert (code, out) == (2, "")
+    assert "user's loss" not in err, "it is told before the work"
+    assert re.search("error: got .*; expected .*; do this: ", err)
+
+
+def test_the_test_of_demand_is_chosen(throughtime):
+    _, out, _ = throughtime("diagnose", *GIVEN, "--demand", "distance", "--format", "json")
+    assert json.loads(out)["layers"][0]["demand"]["method"] == "distance"
+
+
 def test_layers_are_chosen_by_name(throughtime):
     given = ["mine:Two", "--data", "mine:one", "--loss", "mine:loss", "--format", "json"]
     assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == ["rnn", "top"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -60,6 +60,18 @@ input_options = _together(
         help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
     ),
     click.option("--needed-lag", type=click.IntRange(min=0), help="How many steps back the task is known to need."),
+    click.option(
+        "--history",
+        help="Of the training so far: losses by step, .npy or .json; or .npz or .json with loss and gradient_norm.",
+    ),
+    click.option(
+        "--demand",
+        "demand_method",
+        type=click.Choice(["covariance", "distance"]),
+        default="covariance",
+        show_default=True,
+        help="The test of demand: first-order, or the nonlinear one.",
+    ),
     click.option(
         "--layer", "layers", multiple=True, help="A recurrent layer by its name; all by default. May be repeated."
     ),
@@ -248,6 +260,8 @@ def _diagnosed(
     data: str,
     loss: str | None,
     needed_lag: int | None,
+    history: str | None,
+    demand_method: Literal["covariance", "distance"],
     layers: tuple[str, ...],
     limit: int,
     max_lag: int | None,
@@ -279,6 +293,8 @@ def _diagnosed(
                 sources.data(data),
                 None if loss is None else sources.named(loss),
                 needed_lag,
+                None if history is None else sources.history(history),
+                demand_method=demand_method,
                 layers=list(layers) or None,
                 limit=limit,
                 verify=verify,

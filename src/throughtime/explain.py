@@ -127,7 +127,7 @@ def _layer(
         size = ledger.tail_norm
         tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf)
         missing.append(
-            Missing(f"every list from lag {first} on", "beyond the tolerance: swept as one stream, exact in sum")
+            Missing("lists", f"from lag {first} on beyond the tolerance: swept as one stream, exact in sum")
         )
     signal = nothing
     if noise is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -82,6 +83,19 @@ def data(name: str) -> Any:
     if x.is_floating_point() and x.ndim == 2 and y is None:
         x = x.unsqueeze(1)  # one sequence
     return x if y is None else (x, y)
+
+
+def history(path: str) -> Any:
+    """Losses by training step, or a mapping with loss and perhaps gradient_norm, of an .npy, .npz or .json file."""
+    if Path(path).suffix != ".json":
+        arrays = read_arrays(path)
+        return arrays.get("", arrays)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}, which cannot be read: {error}", "a file .json, .npz or .npy", "check the file"
+        ) from error
 
 
 def _is_file(name: str) -> bool:

@@ -55,6 +55,7 @@ def diagnose(
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
+    history = History.of(history)  # what cannot be read is told before the work
     given = as_batches(batches, limit)
     if loss is None:
         if verify:

@@ -49,7 +49,12 @@ class History:
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=np.float64).reshape(-1)
+    try:
+        return np.asarray(values, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a history that holds no numbers: {error}", "one number a step", "check the history"
+        ) from error
 
 
 class Rule(ABC):

@@ -34,7 +34,7 @@ UNDEFINED = {
 def missing(layer: LayerFlow) -> list[dict[str, str]]:
     """The rows of a layer."""
     rows = {
-        (each.field, each.reason): None for each in layer.missing if not each.field.startswith("every list")
+        (each.field, each.reason): None for each in layer.missing if each.field != "lists"
     }  # which is told below, for the lists that have it
     told = {field for field, _ in rows}
     found: dict[tuple[str, str], list[str]] = {}
