@@ -414,7 +414,7 @@ def check_tail(played: Played, layer: LayerFlow) -> None:
 
 
 @every_cell
-@pytest.mark.parametrize("loss", ["every step", "masked", "last step", "outputs and last states"])
+@pytest.mark.parametrize("loss", ["every step", "last step", "outputs and last states"])
 @pytest.mark.parametrize("max_lag", [0, 3])
 def test_tail_from_a_largest_lag(key, loss, max_lag):
     played = play(Scene(key, loss, steps=7, start="with gradient", seed=4))
@@ -522,7 +522,7 @@ def single(scene: Scene, scale: float = 1.0) -> tuple[LayerFlow, LayerFlow]:
     return flows[0], flows[1]
 
 
-@every_cell
+@pytest.mark.parametrize("key", ["gru", "gru-reset-before", "lstm", "rnn-tanh"])
 @pytest.mark.parametrize("loss", ["last step", "every step"])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_float32_keeps_its_contract_at_any_scale_of_the_loss(key, loss, scale):

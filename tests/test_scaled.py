@@ -126,6 +126,29 @@ def test_tiny_adjoints_in_float32_equal_those_in_float64(key):
 
 
 @pytest.mark.parametrize("key", ["gru", "lstm"])
+@pytest.mark.parametrize("last", [1, 3])
+def test_sequences_without_loss_do_not_hide_tiny_adjoints(key, last):
+    """Rows that are exactly zero stand beside rows of 1e-60."""
+    torch.manual_seed(0)
+    model, x = MODELS[key](3, 8), torch.randn(300, 3, 3)
+    layers = []
+    for rows in (x, x[:, 1:2]):
+        with tt.record(model) as record:
+            output, _ = model(rows)
+            output[-last:, 1 if rows is x else 0].sum().backward()
+        layers.append(record.flow(demand=False, tolerance=0).layers["rnn"])
+    batch, alone = layers
+    assert alone.adjoint.log10_norm[250] < -45
+    np.testing.assert_allclose(batch.adjoint.log10_norm, alone.adjoint.log10_norm, atol=1e-3)
+    for name, terms in alone.parameters.items():
+        np.testing.assert_allclose(batch.parameters[name].log10_norm, terms.log10_norm, atol=1e-3, err_msg=name)
+    for path, shares in alone.paths.items():
+        np.testing.assert_allclose(batch.paths[path], shares, atol=1e-3)
+    assert np.all(batch.adjoint.by_sequence[:, 1] == batch.adjoint.log10_norm)
+    assert np.isnan(batch.adjoint.by_sequence[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("key", ["gru", "lstm"])
 def test_float64_itself_equals_its_own_far_gradient(key):
     """The float64 run, that the others are held against, by autograd from a state handed over at lag 600."""
     torch.manual_seed(0)
@@ -286,3 +309,23 @@ def test_one_unit_far_below_another_has_its_half_life():
     units = record.flow(demand=False).layers["rnn"].units
     assert [unit.half_life for unit in units] == [6.0, 1.0]  # ln ½ / ln σ(2) = 5.5; σ(0) = ½
     assert units[1].kind != "dead"
+
+
+@pytest.mark.parametrize("logit", [-80.0, 80.0])
+@pytest.mark.parametrize("last", [1, 4])
+def test_gates_whose_every_step_is_1e_minus_35(logit, last):
+    """A carry of σ(−80) = 1.8e-35 a step leaves float32 within two; beside it, one that keeps everything or half."""
+    model = Recurrent(REGISTRY["gru"], Weights(torch.tensor([[0.0], [1.0], [0.0]]), torch.zeros(3, 1)))
+    x = torch.zeros(20, 2, 1)
+    x[:, 1] = logit
+    with tt.record(model) as record:
+        output, _ = model(x)
+        output[-last:].sum().backward()
+    layer = record.flow(demand=False, tolerance=0).layers["rnn"]
+    gates = [0.5, 1 / (1 + math.exp(-logit))]
+    for b, gate in enumerate(gates):
+        truth = np.arange(20) * math.log10(gate)
+        near = truth > -150  # squares of less beside 1 leave float64 too
+        np.testing.assert_allclose(layer.adjoint.by_sequence[near, b], truth[near], atol=1e-3)
+    timescale = -2 / sum(math.log(gate) if gate < 1 else -math.exp(-logit) for gate in gates)
+    assert layer.units[0].timescale == pytest.approx(timescale, rel=1e-5)
