@@ -48,11 +48,11 @@ def _generator(seed: int) -> torch.Generator:
 # --- no dependence ---------------------------------------------------------------------------------------------------
 
 
-def null_gaussian(seed: int, *, rho: float = 0.0, mean: float = 0.0, own: bool = False) -> Pair:
-    """Gaussian inputs and a target that does not depend on them, T=60, B=64, loss at the last step."""
+def null_gaussian(seed: int, *, rho: float = 0.0, mean: float = 0.0, own: bool = False, batch: int = 64) -> Pair:
+    """Gaussian inputs and a target that does not depend on them, T=60, loss at the last step; `own`: the net reads x."""
     random = _generator(seed)
-    x, other = (synthetic.autoregressive(60, 64, random, rho=rho, mean=mean) for _ in range(2))
-    return direct_gradients(x if own else other, torch.randn(64, 1, generator=random), seed=seed), x
+    x, other = (synthetic.autoregressive(60, batch, random, rho=rho, mean=mean) for _ in range(2))
+    return direct_gradients(x if own else other, torch.randn(batch, 1, generator=random), seed=seed), x
 
 
 def _tokens(random: torch.Generator) -> Tensor:
@@ -79,11 +79,11 @@ def null_classes(seed: int) -> Pair:
     return direct_gradients(other, torch.randint(0, 10, (64,), generator=random), seed=seed), x
 
 
-def null_every_step(seed: int, *, rho: float = 0.9) -> Pair:
-    """AR(.9) inputs, an AR(.9) target of its own at every step."""
+def null_every_step(seed: int, *, own: bool = False) -> Pair:
+    """AR(.9) inputs, an AR(.9) target of its own at every step; `own`: the net reads x."""
     random = _generator(seed)
-    x, other, y = (synthetic.autoregressive(60, 64, random, rho=rho) for _ in range(3))
-    return direct_gradients(other, y, seed=seed, every_step=True), x
+    x, other, y = (synthetic.autoregressive(60, 64, random, rho=0.9) for _ in range(3))
+    return direct_gradients(x if own else other, y, seed=seed, every_step=True), x
 
 
 # --- dependence ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,9 @@ POWER = (
     _case("digits, then 92 steps of noise, B=32", partial(digits, batch=32), range(92, 100)),
     _case("the same, B=64", digits, range(92, 100)),
     _case("the same, B=256", partial(digits, batch=256), range(92, 100)),
-    _case("no dependence, but the net reads the inputs, white, B=64", partial(null_gaussian, own=True)),
+    _case("own output only: no dependence, the net reads the inputs, B=64", partial(null_gaussian, own=True)),
+    _case("the same, B=1024", partial(null_gaussian, own=True, batch=1024)),
+    _case("the same, B=64, AR(.9), a loss at every step", partial(null_every_step, own=True)),
     _case("adding, B=1024 (every lag matters a little)", adding, range(60)),
     _case("XOR of lags 0 and 40, B=256", xor, [0, 40]),
     _case("XOR, distance covariance", xor, [0, 40], "distance"),
@@ -196,8 +198,9 @@ def read(case: Case, runs: int) -> list[Demand]:
 
 
 def _rate(hits: int, runs: int) -> str:
-    rate = hits / runs
-    return f"{rate:.3f} ± {math.sqrt(rate * (1 - rate) / runs):.3f}"
+    """The rate ± its standard error, with two hits and two misses added so that it is not 0 at the ends."""
+    usual = (hits + 2) / (runs + 4)
+    return f"{hits / runs:.3f} ± {math.sqrt(usual * (1 - usual) / (runs + 4)):.3f}"
 
 
 def main() -> None:

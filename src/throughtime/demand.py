@@ -89,8 +89,9 @@ def measure(
 
     C(τ) = Σ_b Σ_t g̃[t, b] ⊗ ũ[t−τ, b], statistic ‖C(τ)‖². g̃: the gradients, centred over the batch at each step and
     rotated to their rank, which leaves ‖C‖ as it was. ũ: the inputs, centred in the same way, less their linear
-    regression on the `nearer` next inputs (none of them later than the step of the loss). Null: whole sequences of g
-    change places in the batch, so autocorrelation in time, rank and scale of both are kept.
+    regression on the `nearer` next inputs (none of them later than the step of the loss). With `OWN_SAMPLES` sequences
+    a coefficient and few steps with a loss, it is divided by what those inputs leave of ‖g̃‖²: a partial correlation.
+    Null: whole sequences of g change places in the batch, so autocorrelation in time, rank and scale of both are kept.
 
     Args:
         gradients: (T, B, H), ∂L/∂output of the layer, direct part only: zero at steps without a loss.
