@@ -34,6 +34,9 @@ class Scaled:
     def add_at(self, index: Tensor, value: Tensor, exponent: Tensor) -> None:
         """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once."""
         value, exponent, index = value.detach().double().cpu(), exponent.long().cpu(), index.cpu()
+        if (self.exponent[index] == EMPTY).all():
+            self.mantissa[..., index], self.exponent[index] = value, exponent
+            return
         new = torch.maximum(self.exponent[index], exponent)
         old = power_of_two(self.exponent[index] - new)
         self.mantissa[..., index] = self.mantissa[..., index] * old + value * power_of_two(exponent - new)
@@ -87,21 +90,31 @@ def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 DEAD = -(2**20)  # the exponent of a row that is zero
-NEAR, RANGE = 2.0**8, 2.0**24  # a run starts with its rows within the first and ends where one has left the second
-LONGEST = 16  # steps between two looks at the rows
+NEAR, RANGE = 2.0**12, 2.0**24  # a run starts with its rows within the first and ends where one has left the second
+ALIKE = 10  # rows whose exponents differ by less share one, so that they can be added up as they are
+LONGEST = 12  # steps between two looks at the rows
 
 
-def rescale(rows: Tensor, exponent: Tensor, peak: Tensor, limit: float = RANGE) -> tuple[Tensor, Tensor]:
+def rescale(
+    rows: Tensor, exponent: Tensor, peak: Tensor, limit: float = RANGE, alike: int = 0
+) -> tuple[Tensor, Tensor]:
     """Bring rows (..., N) · 2^exponent (...) back near 1 when the largest entry of any, `peak` (...), has left limit^±1.
 
-    Exact: only powers of two. A row that is zero stays as it is.
+    Exact: only powers of two. A row that is zero stays as it is. Rows that would end within 2^alike of each other, as they
+    were, are moved by the same power.
     """
     alive = torch.where(peak > 0, peak, 1.0)
     low, high = torch.aminmax(alive)
     if low.item() > 1 / limit and high.item() < limit:
         return rows, exponent
-    shift = torch.frexp(alive).exponent.clamp(-100, 100)
-    return rows * power_of_two(-shift, rows.dtype).unsqueeze(-1), exponent + shift
+    shift = torch.frexp(alive).exponent
+    if alike:
+        top = torch.where(peak > 0, shift, -100).max()
+        shift = torch.where((peak == 0) | (shift > top - alike), top, shift)
+    half = shift // 2  # in two steps, since 2^130 is no float32
+    for part in (half, shift - half):
+        rows = rows * power_of_two(-part, rows.dtype).unsqueeze(-1)
+    return rows, exponent + shift
 
 
 def march(
@@ -118,7 +131,7 @@ def march(
     told: list[Kept] = []
     reach = LONGEST
     while len(passed) < count:
-        rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR)
+        rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR, ALIKE)
         start = len(passed)
         for turn in range(start, min(start + reach, count)):
             passed.append(rows)

@@ -11,8 +11,8 @@ import torch
 
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import Scaled, power_of_two, rescale
-from throughtime.sweep import DEAD, Block
+from throughtime.scaled import Scaled, march, power_of_two
+from throughtime.sweep import Block
 
 
 class Hops(Reducer):
@@ -31,24 +31,18 @@ class Hops(Reducer):
             first = int(block.lags.argmin())
             self.rows, self.exponent = block.total[first], block.common[first].expand(block.total.shape[1:3])
         rows, exponent = self.rows[-len(block.origins) :], self.exponent[-len(block.origins) :]
-        keep = block.factors["keep"]
-        carried, whole = (
-            torch.zeros(len(block.lags), dtype=torch.float64),
-            torch.zeros(len(block.lags), dtype=torch.float64),
+        order = torch.argsort(block.lags)
+        keep = [block.factors["keep"][place] for place in order.tolist()]
+        passed, exponents, _, self.rows, self.exponent = march(
+            lambda turn, rows: (rows * keep[turn], None), rows, exponent, len(keep)
         )
-        for place in torch.argsort(block.lags).tolist():
-            shift = power_of_two((exponent - block.common[place]).clamp(-1000, 1000))
-            inner = (rows.double() * block.total[place].double()).sum(-1)
-            carried[place] = (inner * shift).sum()
-            whole[place] = block.total[place].double().square().sum()
-            rows = rows * keep[place]
-            peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1)
-            rows, exponent = rescale(rows, exponent, peak)
-            exponent = torch.where(peak > 0, exponent, DEAD)
-        self.rows, self.exponent = rows, exponent
+        total, common = block.total[order].double(), block.common[order, None, None]
+        inner = (torch.stack(passed).double() * total).sum(-1)
+        carried = (inner * power_of_two((torch.stack(exponents) - common).clamp(-1000, 1000))).sum((1, 2))
+        whole = total.square().sum((1, 2, 3))
         for name, value in (("carried", carried), ("whole", whole)):
             sums = self.scaled(name)
-            sums.add_at(block.lags, value, 2 * block.common)
+            sums.add_at(block.lags[order], value, 2 * block.common[order])
 
     def finish(self) -> dict[str, np.ndarray]:
         """ "0" and "rest" → (T,) shares that add up to 1."""

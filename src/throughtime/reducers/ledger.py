@@ -25,6 +25,9 @@ from throughtime.sweep import Block
 NOTHING = 2.0**-20  # terms below this times the rounding of G, in every block of it, are not taken away from G
 
 
+TERMS = 2**20  # numbers of G(τ) of several lags that may be made at once
+
+
 @dataclass(frozen=True)
 class Entry:
     """One gate block of one parameter: row of the ledger. place: of its pre-activation; gate: of its rows."""
@@ -144,6 +147,7 @@ class Ledger(Reducer):
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.left = [block.clone() for block in self.blocks]
         self.size = self._left_norm(self.left)
+        self.weights = sum(block.numel() for block in self.blocks)
         self.bias_low = torch.full((trace.steps,), torch.nan, dtype=torch.float64)
         self.bias_high = self.bias_low.clone()
         self.cached: tuple[Window, list[Tensor]] | None = None
@@ -155,8 +159,7 @@ class Ledger(Reducer):
         }
         self.tails: list[Tensor] | None = None
         if keep_terms:
-            size = sum(block.numel() for block in self.blocks)
-            self.sums["terms"] = torch.zeros(trace.steps, size, dtype=self.blocks[0].dtype)
+            self.sums["terms"] = torch.zeros(trace.steps, self.weights, dtype=self.blocks[0].dtype)
 
     def _inner(self, block: Block) -> Tensor:
         """⟨G(τ), G⟩ of each row (rows, L), in units of 2^common."""
@@ -208,11 +211,35 @@ class Ledger(Reducer):
         if self.mode != "all":
             self._halve(ps, xs, lags, whole, 0, len(lags))
             return
-        for place in torch.argsort(lags).tolist():
-            if not small[place]:
-                self._subtract(self.left, ps, xs, place, place + 1)
-                self.size = self._left_norm(self.left)
-            self._tell(lags[place], self.size, self.size)
+        order = torch.argsort(lags)
+        room = max(1, TERMS // self.weights)
+        for start in range(0, len(order), room):
+            places = order[start : start + room]
+            if small[places].all():
+                self._tell(lags[places], self.size, self.size)
+            else:
+                self._one_by_one(ps, xs, lags, int(places.min()), int(places.max()) + 1)
+
+    def _one_by_one(self, ps: list[Tensor], xs: list[Tensor | None], lags: Tensor, a: int, b: int) -> None:
+        """Take the block's lags a … b − 1 away and tell the bias after each."""
+        if b - a == 1:
+            self._subtract(self.left, ps, xs, a, b)
+            self.size = self._left_norm(self.left)
+            self._tell(lags[a:b], self.size, self.size)
+            return
+        made = [
+            outer(p[:, a:b], None if x is None else x[a:b]).transpose(0, 1).flatten(1)
+            for p, x in zip(ps, xs, strict=True)
+        ]
+        terms, order = torch.cat(made, dim=1), torch.argsort(lags[a:b])
+        left = torch.cat([part.flatten() for part in self.left])
+        for term in (terms[place] for place in order.tolist()):
+            left = torch.sub(left, term, out=term)
+        sizes = torch.linalg.vector_norm(terms, dim=1).double().cpu()[order]
+        parts = left.clone().split([block.numel() for block in self.blocks])
+        self.left = [part.view_as(block) for part, block in zip(parts, self.blocks, strict=True)]
+        self.size = sizes[-1]
+        self._tell(lags[a:b][order], sizes, sizes)
 
     def _halve(
         self,
@@ -228,6 +255,9 @@ class Ledger(Reducer):
 
         after: what is left behind them, where it is known.
         """
+        if b - a == 1 or (b - a) * self.weights <= TERMS:
+            self._one_by_one(ps, xs, lags, a, b)
+            return
         if after is None:
             after = [left.clone() for left in self.left]
             self._subtract(after, ps, xs, a, b)
@@ -240,15 +270,13 @@ class Ledger(Reducer):
         crosses = any(
             ((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels
         )
-        if crosses and b - a > 1:
+        if crosses:
             middle = (a + b) // 2
             near, far = ((a, middle), (middle, b)) if lags[a] < lags[b - 1] else ((middle, b), (a, middle))
             self._halve(ps, xs, lags, sizes, *near)
             self._halve(ps, xs, lags, sizes, *far, after)
             return
         self.left, self.size = after, end
-        if b - a == 1:
-            low = high = end
         self._tell(lags[a:b][order], low, high)
 
     def _tell(self, lags: Tensor, low: Tensor, high: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import torch
 
@@ -37,15 +39,15 @@ class Paths(Reducer):
                 earlier = self.linearization.window(window.first - 1, window.first).factors["slope"]
                 slope = torch.cat((earlier, slope))
             factors = {"slope": slope[(landing - max(0, window.first - 1)).clamp_min(0)]}
-        paths = torch.stack([cell.path_total(port, path, factors) for port, path in block.paths.items()])
+        paths = [cell.path_total(port, path, factors) for port, path in block.paths.items()]
         if not inside.all():
-            paths *= inside[..., None, None]
-        whole = paths.sum(0)
-        inner = (paths * whole).sum((2, 3, 4))
+            paths = [path * inside[..., None, None] for path in paths]
+        whole = reduce(torch.add, paths)
+        inner = torch.stack([(path * whole).sum((1, 2, 3)) for path in paths])
         lands = inside.any(1)
         lags, exponent = block.lags[lands] + 1, 2 * block.common[lands]
         self._add("paths", lags, inner[:, lands], exponent)
-        self._add("whole", lags, (whole * whole).sum((1, 2, 3))[lands], exponent)
+        self._add("whole", lags, whole.square().sum((1, 2, 3))[lands], exponent)
 
     def _add(self, name: str, lags: torch.Tensor, value: torch.Tensor, exponent: torch.Tensor) -> None:
         sums = self.scaled(name)
