@@ -125,6 +125,14 @@ class Cell(ABC):
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         """The closed-form pullback of a step: the adjoint (..., S·H) at a step, to the step before."""
 
+    def jacobian(self, w: Weights, factors: Tensors) -> Tensor:
+        """The one-step Jacobians (steps, B, S·H, S·H) of the factors' steps, rows the new carry: here row by row."""
+        lead = next(iter(factors.values())).shape[:2]
+        size = len(self.states) * w.weight_hh.shape[0] // len(self.gates)
+        units = torch.eye(size, dtype=w.weight_hh.dtype, device=w.weight_hh.device)
+        rows = [self.pull(w, factors, unit.expand(*lead, -1), paths=False).carry for unit in units]
+        return torch.stack(rows, dim=-2)
+
     def operands(self, factors: Tensors, x: Tensor, before: Tensor) -> Tensors:
         """The arrays that `products` name, besides "1", each (..., width)."""
         return {"x": x, "h": self.output(before)}

@@ -83,6 +83,12 @@ class GRU(Cell):
         local = stack_gates((by_n * m * (r * (1 - r)), by_z * (z * (1 - z)), by_n * r, by_n))
         return {"keep": keep, "local": local}
 
+    def jacobian(self, w: Weights, factors: Tensors) -> Tensor:
+        blocks = w.weight_hh.view(3, -1, w.weight_hh.shape[-1])
+        made = torch.einsum("tbgi,gij->tbij", factors["local"][..., :3, :], blocks)
+        made.diagonal(dim1=-2, dim2=-1).add_(factors["keep"])
+        return made
+
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         pre = adjoint.unsqueeze(-2) * factors["local"]
         kept = adjoint * factors["keep"]
