@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from throughtime.diagnosis.report import Report
@@ -54,19 +55,18 @@ and test accuracy after {done.steps} training steps goes from **{done.before.mea
 
 def rules_page() -> str:
     """docs/rules.md: every rule from its docstring."""
-    parts = ["# Rules\n\nMade by `make readme` from the rules' docstrings; the same text as `throughtime explain CODE`.\n"]
+    parts = [
+        "# Rules\n\nMade by `make readme` from the rules' docstrings; the same text as `throughtime explain CODE`.\n"
+    ]
     for rule in registry().values():
         parts.append(f"## {rule.code} {rule.name}\n\n{'preview' if rule.preview else rule.severity}\n\n{rule.text()}\n")
     return "\n".join(parts)
 
 
 def _wrapped(text: str, width: int = 110) -> str:
-    import textwrap
-
+    """Long lines broken, their rest under the sentence."""
     return "\n".join(
-        "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 10, break_on_hyphens=False, drop_whitespace=True) or [line])
-        if len(line) > width
-        else line
+        "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 10)) if len(line) > width else line
         for line in text.splitlines()
     )
 

@@ -169,7 +169,9 @@ class Record:
         from throughtime.explain import explain
 
         flow = explain(self.traces(), **options)
-        silent = tuple(Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached)
+        silent = tuple(
+            Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached
+        )
         return replace(flow, missing=(*flow.missing, *silent))
 
 
