@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 import numpy as np
 import torch
 
+from throughtime import __version__
 from throughtime import units as unit_analysis
 from throughtime.demand import Method, measure
 from throughtime.errors import InputError, ResidualError
@@ -75,12 +75,16 @@ def explain(
             raise ResidualError(
                 f"terms of layer '{trace.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
                 f"at most {limit:g} for {str(trace.dtype).removeprefix('torch.')}",
-                ("" if trace.dtype in CONTRACT else "record this step in float32: rounding adds up over long memories; ")
+                (
+                    ""
+                    if trace.dtype in CONTRACT
+                    else "record this step in float32: rounding adds up over long memories; "
+                )
                 + "look for something that changed weights or states between forward and backward; "
                 "flow(strict=False) shows the numbers all the same",
             )
         layers[trace.name] = layer
-    return Flow(layers=layers, throughtime=version("throughtime"), torch=torch.__version__)
+    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__)
 
 
 def _layer(
@@ -126,9 +130,7 @@ def _layer(
     if first is not None:
         size = ledger.tail_norm
         tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf)
-        missing.append(
-            Missing("lists", f"from lag {first} on beyond the tolerance: swept as one stream, exact in sum")
-        )
+        missing.append(Missing("lists", f"from lag {first} on beyond the tolerance: swept as one stream, exact in sum"))
     signal = nothing
     if noise is None:
         missing.append(Missing("signal_to_noise", "not asked for"))

@@ -49,7 +49,7 @@ class Trace:
 
     def origins(self) -> list[int]:
         """The steps at which any gradient enters, ascending."""
-        enters = self.gradient.ne(0).flatten(1).any(1)
+        enters = self.gradient.abs().amax((1, 2)) != 0
         if self.cell_gradient is not None and self.cell_gradient.ne(0).any():
             enters[-1] = True
         return enters.nonzero().flatten().tolist()

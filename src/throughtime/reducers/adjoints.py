@@ -16,7 +16,7 @@ from throughtime.sweep import Block
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
     """(T, B) bool: the pairs (t, b) at which a gradient enters."""
     trace = linearization.trace
-    pairs = trace.gradient.ne(0).any(-1)
+    pairs = trace.gradient.abs().amax(-1) != 0
     if trace.cell_gradient is not None:
         pairs[-1] |= trace.cell_gradient.ne(0).any(-1)
     return pairs.cpu()

@@ -227,17 +227,15 @@ class Ledger(Reducer):
             self.size = self._left_norm(self.left)
             self._tell(lags[a:b], self.size, self.size)
             return
-        made = [
-            outer(p[:, a:b], None if x is None else x[a:b]).transpose(0, 1).flatten(1)
-            for p, x in zip(ps, xs, strict=True)
-        ]
-        terms, order = torch.cat(made, dim=1), torch.argsort(lags[a:b])
-        left = torch.cat([part.flatten() for part in self.left])
-        for term in (terms[place] for place in order.tolist()):
-            left = torch.sub(left, term, out=term)
-        sizes = torch.linalg.vector_norm(terms, dim=1).double().cpu()[order]
-        parts = left.clone().split([block.numel() for block in self.blocks])
-        self.left = [part.view_as(block) for part, block in zip(parts, self.blocks, strict=True)]
+        order, squares = torch.argsort(lags[a:b]), torch.zeros(b - a, dtype=torch.float64)
+        for group, (p, x) in enumerate(zip(ps, xs, strict=True)):
+            left = self.left[group]
+            terms = outer(p[:, a:b].transpose(0, 1), None if x is None else x[a:b].unsqueeze(1))  # (lags, K, H, width)
+            for term in (terms[place] for place in order.tolist()):
+                left = torch.sub(left, term, out=term)
+            self.left[group] = left.clone()
+            squares += torch.linalg.vector_norm(terms.flatten(1), dim=1).double().square().cpu()
+        sizes = squares.sqrt()[order]
         self.size = sizes[-1]
         self._tell(lags[a:b][order], sizes, sizes)
 
