@@ -196,6 +196,13 @@ def test_a_loss_or_norm_that_is_not_finite_is_a_burst_whatever_the_length(histor
     assert np.isfinite(finding.value)
 
 
+def test_without_norms_by_step_an_explosion_is_only_an_info():
+    layer = measured("GRU", lambda layer: layer.weight_hh_l0.normal_(0, 8 / layer.hidden_size**0.5), hidden=32)
+    assert supply.growth(layer).low > 0
+    assert check("TT102", layer).severity == "info"
+    assert check("TT102", layer, UNKNOWN, History(np.ones(60), gradient_explodes._bursts(60))).severity == "warning"
+
+
 def test_the_clip_is_a_quantile_of_the_measured_norms():
     norms = np.concatenate([np.linspace(1, 2, 99), [500.0]])
     finding = check("TT102", measured("RNN", _growing, hidden=16), UNKNOWN, History(np.ones(100), norms))

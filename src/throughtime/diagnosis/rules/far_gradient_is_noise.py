@@ -37,8 +37,9 @@ class FarGradientIsNoise(Rule):
 
     ## Remedy
 
-    More sequences a step: the signal-to-noise grows in proportion to B, so B′ ≈ B / value for a ratio of 1; or
-    gradients accumulated over several batches; or a smaller learning rate, which averages over steps.
+    More sequences a step: 1 + signal-to-noise is B ‖m‖² / v and grows in proportion to B, so that B′ = 2 B / (1 + value)
+    sequences make it 1; or gradients accumulated over several batches; or a smaller learning rate, which averages over
+    steps.
 
     ## References
 
@@ -63,7 +64,12 @@ class FarGradientIsNoise(Rule):
             SIGNAL,
             f"At the needed lags, up to {needed.farthest}, signal-to-noise over {layer.batch} sequences is "
             f"{number(float(ratios.max()), 2)} at best.",
-            "Use more sequences a step, or accumulate gradients: signal-to-noise grows in proportion to B.",
+            "Use more sequences a step, or accumulate gradients: B′ = 2 B / (1 + value) sequences make the ratio 1"
+            + (
+                f", here about {number(2 * layer.batch / whole, 2)}."
+                if (whole := 1 + float(ratios.max())) > 0.1
+                else "."
+            ),
         )
 
     def fires(self) -> tuple[LayerFlow, Needed, History | None]:

@@ -19,7 +19,7 @@ from throughtime.report.notation import from_log10, number
 
 LEAST = 20
 """Losses: fewer do not show whether training has stalled."""
-PROGRESS = 0.05
+PROGRESS = 0.01
 """Fall of the loss from the second quarter of the history to the last, relative to it, under which training has
 stalled. Set by calibration: docs/calibration.md."""
 
