@@ -10,7 +10,8 @@ from throughtime.diagnosis.report import Report
 from throughtime.diagnosis.rule import registry
 from throughtime.progress import bar
 from throughtime.report.firstscreen import main_layer, picture
-from throughtime.report.headline import arriving, headline
+from throughtime.report.headline import headline
+from throughtime.report.notation import from_log10
 from throughtime.tasks.demos import digits_report
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,7 @@ def first_screen(report: Report) -> str:
     lag = report.needed[0].farthest
     assert lag is not None
     treated = report.after.layers[layer.name]
+    now, then = (from_log10(each.log10_arriving[lag]) for each in (layer, treated))
     lines = "\n".join(f"{label:>8}  {sentence}" for label, sentence in headline(report))
     return f"""
 ![Supply and demand over the lag: what is left of the gradient, with and without chrono initialisation, and the lags that the
@@ -32,7 +34,7 @@ loss asks for]({PICTURE})
 
 A GRU of {layer.hidden_size} units reads the 8 rows of a handwritten digit, then 92 steps of noise, and must then say which
 digit it was. The loss depends on lags {report.needed[0].lags[0]}–{lag} (found from one batch, before training);
-**{arriving(layer, lag)}** of the gradient arrives at lag {lag}. Two lines later it is **{arriving(treated, lag)}**:
+**{now}** of the gradient arrives at lag {lag}. Two lines later it is **{then}**:
 
 ```python
 import throughtime as tt

@@ -330,7 +330,7 @@ def test_several_layers_and_some_of_them():
     assert list(tt.diagnose(made(Net), batch(), cross_entropy).flow.layers) == ["low", "high"]
     report = tt.diagnose(made(Net), batch(), cross_entropy, layers=["high"], needed_lag=3)
     assert list(report.flow.layers) == ["high"]
-    assert report.needed == (Needed("high", (3,), "user"),)
+    assert [(need.layer, need.source, need.said) for need in report.needed] == [("high", "user", 3)]
     with pytest.raises(InputError, match="expected a list of some of"):
         tt.diagnose(made(Net), batch(), cross_entropy, layers=["rnn"])
 
@@ -461,14 +461,15 @@ def test_a_probe_cannot_be_verified():
 # --- what is needed, and the words --------------------------------------------------------------------------------
 
 
-def test_demand_says_what_is_needed_and_the_user_overrules_it():
+def test_demand_and_the_user_say_what_is_needed():
     model, given = made(), remembering()
     measured = tt.diagnose(model, given, cross_entropy)
     assert STEPS - 1 in measured.needed[0].lags
     assert measured.needed[0].source == "demand"
     said = measured.flow.diagnose(needed_lag=4)
-    assert said.needed == (Needed("rnn", (4,), "user"),)
-    assert dict(said.headline())["needed"].startswith("4 steps back, as you said")
+    assert said.needed == (Needed("rnn", tuple(sorted({4, *measured.needed[0].lags})), "user", 4),)
+    told = dict(said.headline())["needed"]
+    assert told.startswith("4 steps back, as you said. The loss responds to")
     with pytest.raises(InputError, match="needed_lag=-1"):
         needs(measured.flow.layers["rnn"], -1)
 

@@ -252,7 +252,7 @@ OUTSIDE = Last(4)
 BAD = {
     "one seed": ({"seeds": [1]}, "1 seeds; expected two at least"),
     "no steps": ({"steps": 0}, "steps=0"),
-    "no batches": ({"batches": []}, "no batches"),
+    "no batches": ({"batches": []}, "no batch"),
     "no batches at all": ({"batches": 3}, "batches of type int"),
     "no scalar": ({"loss": lambda model, batch: model(batch[0])}, r"a loss of shape \(4,\)"),
     "no tensor": ({"loss": lambda model, batch: 1.0}, "a loss that is a float"),

@@ -20,7 +20,7 @@ _PUBLIC = {
 }
 _MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks")
 
-__all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from throughtime import __version__
 from throughtime import units as unit_analysis
 from throughtime.demand import Method, measure
 from throughtime.errors import InputError, ResidualError
-from throughtime.flow import Flow, LayerFlow, Missing, Tail
+from throughtime.flow import Flow, Horizon, LayerFlow, Missing, Tail
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
 from throughtime.reducers.hops import Hops
@@ -81,6 +81,7 @@ def explain(
                     else "record this step in float32: rounding adds up over long memories; "
                 )
                 + "look for something that changed weights or states between forward and backward; "
+                "where terms cancel within a lag, rounding is all that is left; "
                 "flow(strict=False) shows the numbers all the same",
             )
         layers[trace.name] = layer
@@ -129,7 +130,10 @@ def _layer(
     tail = None
     if first is not None:
         size = ledger.tail_norm
-        tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf)
+        limit = None if first - 1 == max_lag else tolerance
+        tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf, limit)
+        if limit is None:
+            missing.append(Missing("tail.tolerance", "lags were told apart up to max_lag, whatever was left"))
         missing.append(Missing("lists", f"from lag {first} on beyond the tolerance: swept as one stream, exact in sum"))
     signal = nothing
     if noise is None:
@@ -146,16 +150,15 @@ def _layer(
     if trace.cell.keep is None:
         missing.append(Missing("units.timescale", "the cell has no gate on its carry"))
     horizon = ledger.horizon()
-    missing += [
-        Missing(f"horizon.{level:g}", f"the bias stays above {level:g} as far as lags are told apart")
-        for level, value in horizon.items()
-        if value is None
-    ]
+    for level, value in horizon.items():
+        if value is None:
+            why = f"the bias stays above {level:g} as far as lags are told apart"
+            missing.append(Missing(f"horizon.{level:g}", why if ledger.cancellation() else "the gradient is zero"))
     demand = None
     if demand_method is None:
         missing.append(Missing("demand", "not asked for"))
     else:
-        demand = measure(trace.gradient, trace.x, method=demand_method)
+        demand = measure(trace.gradient, trace.x, method=demand_method, lengths=trace.ends())
         if demand.missing:
             missing.append(Missing("demand", demand.missing))
     told = adjoints.finish()
@@ -182,13 +185,15 @@ def _layer(
         signal_to_noise=signal,
         bias=ledger.bias(),
         cosine=ledger.cosine(),
-        horizon=horizon,
+        horizon=Horizon(horizon),
         units=unit_analysis.units(lin, adjoints.units()),
         gates=unit_analysis.gates(lin),
         tail=tail,
         origin_step=places.finish() if places else None,
         missing=tuple(missing),
         share=ledger.share(),
+        entering=trace.entering().numpy(),
+        bare=trace.bare,
         weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
     )
 

@@ -74,11 +74,15 @@ class OriginStep:
 
 @dataclass(frozen=True)
 class Tail:
-    """The lags from `first_lag` on, that were swept as one stream: exact in sum, not told apart."""
+    """The lags from `first_lag` on, that were swept as one stream: exact in sum, not told apart.
+
+    tolerance: the fraction of the largest adjoint under which all had fallen there; None where `max_lag` set the limit.
+    """
 
     first_lag: int
     share: float
     log10_norm: float
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,23 @@ class Gate:
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
+class Horizon(dict[float, int | None]):
+    """ε → K. Keys are floats; their text, as JSON has it ("0.01"), finds the same."""
+
+    def __missing__(self, key: object) -> int | None:
+        if isinstance(key, str):
+            return self[float(key)]
+        raise KeyError(key)
+
+
 @dataclass(frozen=True)
 class LayerFlow:
     """The ledger of one recurrent layer. Arrays by lag have shape (steps,).
 
     share: of all parameters together. residual: the largest over parameters and gate blocks; error: the largest over
     parameters of ‖Σ_τ G(τ) − G‖ / Σ_τ‖G(τ)‖, to which the contract applies; cancellation: ‖G‖ / Σ_τ‖G(τ)‖. bias, cosine: by
-    K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name.
+    K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name. entering: log10 RMS of ‖λ[t, t]‖ over the pairs
+    that reach back to each lag. bare: whether the model is this layer itself.
     """
 
     name: str
@@ -153,12 +167,29 @@ class LayerFlow:
     missing: tuple[Missing, ...]
     weights: Mapping[str, Array] = field(default_factory=dict, repr=False)
     share: Array = field(default_factory=lambda: np.zeros(0))
+    entering: Array | None = None
+    bare: bool = False
 
     @property
     def arriving(self) -> Array:
-        """Fraction of the adjoint of lag 0 that arrives at each lag: 10^(log10_norm[τ] − log10_norm[0])."""
+        """Fraction of the gradient that arrives at each lag: RMS‖λ[t, t−τ]‖ / RMS‖λ[t, t]‖ over the same pairs (t > τ)."""
         with np.errstate(under="ignore", over="ignore"):
-            return 10.0 ** (self.adjoint.log10_norm - self.adjoint.log10_norm[0])
+            return 10.0**self.log10_arriving
+
+    @property
+    def log10_arriving(self) -> Array:
+        """log10 of `arriving`, which does not leave the range of floats."""
+        return self.relative(self.adjoint.log10_norm)
+
+    def relative(self, log10_norm: Array) -> Array:
+        """Adjoint norms by lag (…, T), as log10, over what entered at the pairs that reach back so far."""
+        with np.errstate(invalid="ignore"):
+            return log10_norm - (self.adjoint.log10_norm[0] if self.entering is None else self.entering)
+
+    @property
+    def attribute(self) -> str:
+        """The layer's name in the model; "" when the model is the layer itself."""
+        return "" if self.bare else self.name
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Record:
     def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
         self.layers = dict(_recurrent_layers(model, layers))
         self.calls: list[Call] = []
+        self._bare = isinstance(model, nn.RNNBase | Recurrent)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._mode: _Mode | None = None
@@ -158,7 +159,7 @@ class Record:
                     "one call of each layer",
                     "record one training step at a time; calls that pass their state on cannot be chained yet",
                 )
-        return [trace_of(call) for call in reached]
+        return [replace(trace_of(call), bare=self._bare) for call in reached]
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
@@ -169,10 +170,14 @@ class Record:
         from throughtime.explain import explain
 
         flow = explain(self.traces(), **options)
+        again = {call.layer for call in self.calls if not call.passes} - set(self.unreached)
+        other = "another call of it in this step got no gradient: its state was detached, or not used"
         silent = tuple(
             Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached
         )
-        return replace(flow, missing=(*flow.missing, *silent))
+        return replace(
+            flow, missing=(*flow.missing, *silent, *(Missing(f"layers.{name}", other) for name in sorted(again)))
+        )
 
 
 class _Mode(TorchFunctionMode):

@@ -20,7 +20,7 @@ class Trace:
     each step, that of h_n included. cell_gradient: (B, (S − 1)·H), what enters at the other carries of the last step
     (c_n), or None. weight_gradients: what autograd gave this call for each of its weights; initial_gradient: (B, S·H)
     likewise, or None. dtype: the lowest in which the layer ran; the analysis may stand in a higher one. names: weight →
-    state_dict name.
+    state_dict name. bare: whether the model is this layer itself.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Trace:
     initial_gradient: Tensor | None
     dtype: torch.dtype
     names: Mapping[str, str] = field(default_factory=dict)
+    bare: bool = False
 
     @property
     def steps(self) -> int:
@@ -53,6 +54,25 @@ class Trace:
         if self.cell_gradient is not None and self.cell_gradient.ne(0).any():
             enters[-1] = True
         return enters.nonzero().flatten().tolist()
+
+    def entering(self) -> Tensor:
+        """(T,) log10 of the root mean square of ‖λ[t, t]‖ by lag, over the pairs with g ≠ 0 that this lag has (t > τ)."""
+        squares = self.gradient.double().square().sum(-1)
+        if self.cell_gradient is not None:
+            squares[-1] += self.cell_gradient.double().square().sum(-1)
+        summed = squares.sum(1).flip(0).cumsum(0).flip(0)
+        pairs = (squares > 0).sum(1).flip(0).cumsum(0).flip(0)
+        return (0.5 * torch.log10(summed / pairs)).cpu()
+
+    def ends(self) -> Tensor | None:
+        """(B,) steps up to each sequence's last loss, where they differ: what follows is padding to this loss."""
+        enters = self.gradient.abs().amax(-1) != 0
+        if self.cell_gradient is not None:
+            enters[-1] |= self.cell_gradient.abs().amax(-1) != 0
+        step = torch.arange(1, self.steps + 1, device=enters.device)[:, None]
+        ends = (enters * step).amax(0)
+        ends = torch.where(ends > 0, ends, self.steps).cpu()  # a sequence without a loss says nothing
+        return None if (ends == ends[0]).all() else ends
 
     def rows(self, steps: list[int]) -> Tensor:
         """λ[t, t] for these steps: (R, B, S·H)."""

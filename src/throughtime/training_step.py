@@ -75,7 +75,7 @@ def _scalar(step: Step) -> Step:
             raise InputError(
                 f"a loss that returns {got}",
                 "a scalar tensor",
-                "reduce it (.mean() or .sum()); see how a loss is read: docs/loss.md",
+                "reduce it (.mean() or .sum()); see how a loss is read: docs/definitions.md",
             )
         return value
 

@@ -145,15 +145,16 @@ def judge(flow: Flow, needed_lag: int | None = None, history: Any = None) -> Rep
 
 
 def needs(layer: LayerFlow, needed_lag: int | None = None) -> Needed:
-    """Which lags the loss asks for in this layer: the user's word first, then measured demand."""
+    """Which lags the loss asks for in this layer: by the user's word and by measured demand together."""
+    detected = layer.demand.lags if layer.demand is not None else ()
     if needed_lag is not None:
         if needed_lag < 0:
             raise InputError(
                 f"needed_lag={needed_lag}", "0 or more", "count steps from the loss back to the input it needs"
             )
-        return Needed(layer.name, (needed_lag,), "user")
-    if layer.demand is not None and layer.demand.lags:
-        return Needed(layer.name, layer.demand.lags, "demand")
+        return Needed(layer.name, tuple(sorted({needed_lag, *detected})), "user", needed_lag)
+    if detected:
+        return Needed(layer.name, detected, "demand")
     return Needed(layer.name, (), "unknown")
 
 

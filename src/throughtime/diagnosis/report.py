@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class Needed:
     """Which lags the loss asks for in a layer, and who says so.
 
-    source: "demand" (measured), "user" (needed_lag was given) or "unknown" (none detected and none given).
+    source: "demand" (measured), "user" (needed_lag was given, `said`; what demand detected stands beside it in `lags`) or
+    "unknown" (none detected and none given).
     """
 
     layer: str
     lags: tuple[int, ...]
     source: str
+    said: int | None = None
 
     @property
     def farthest(self) -> int | None:

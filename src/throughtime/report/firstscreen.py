@@ -186,11 +186,9 @@ def _reached(report: Report, layer: LayerFlow) -> str:
     if farthest is None:
         window = layer.horizon.get(WINDOW)
         return f"gradient horizon {window}" if window is not None else ""
-    norm = np.asarray(layer.adjoint.log10_norm, dtype=float)
-    if farthest >= len(norm):
-        return f"at most {len(norm) - 1} steps"
-    with np.errstate(invalid="ignore"):
-        log10 = float(norm[farthest] - norm[0])
+    if farthest >= layer.steps:
+        return f"at most {layer.steps - 1} steps"
+    log10 = float(layer.log10_arriving[farthest])
     return "" if math.isnan(log10) else f"{arriving(log10)} at lag {farthest}"
 
 

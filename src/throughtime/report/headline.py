@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from throughtime.report import notation
+
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Needed, Report
     from throughtime.flow import LayerFlow
@@ -15,14 +17,17 @@ if TYPE_CHECKING:
 def headline(report: Report) -> list[tuple[str, str]]:
     """(label, sentence) in the order of the first screen; "after" only where it was measured."""
     layers = report.flow.layers
+    several = len(layers) > 1
     lines = []
     for need in report.needed:
-        layer, where = layers[need.layer], f"{need.layer}: " if len(layers) > 1 else ""
+        layer, where = layers[need.layer], f"{need.layer}: " if several else ""
         lines.append(("needed", where + needed_sentence(layer, need)))
         lines.append(("reached", where + reached_sentence(layer, need)))
     stable = [finding for finding in report.findings if not finding.preview]
     if stable:
-        lines += [("finding", f"{finding.code} {finding.name}: {finding.message}") for finding in stable]
+        for finding in stable:
+            where = f"{finding.layer}: " if several else ""
+            lines.append(("finding", f"{where}{finding.code} {finding.name}: {finding.message}"))
         lines += [("try", remedy) for remedy in dict.fromkeys(finding.remedy for finding in stable if finding.remedy)]
     elif all(need.source == "unknown" for need in report.needed):
         lines.append(("finding", "Nothing to judge: how far back is far enough depends on the task."))
@@ -39,53 +44,59 @@ def headline(report: Report) -> list[tuple[str, str]]:
 def needed_sentence(layer: LayerFlow, need: Needed) -> str:
     """Which lags the loss asks for, who says so, and what that cannot show."""
     demand = layer.demand
-    if need.source == "user":
-        return f"{ranges(need.lags)} steps back, as you said."
-    if demand is None or demand.missing:
-        told = [each.reason for each in layer.missing if each.field == "demand"]
-        reason = demand.missing if demand else next(iter(told), "not asked for")
+    read = "the input" if layer.lag == "total" else "this layer's input"
+    told = None
+    if demand is not None and not demand.missing:
+        linear = demand.method == "covariance"
+        blind = "it is first-order, blind to products" if linear else "it sees one input at a time, not products"
+        if demand.lags:
+            top = float(np.nanmax(demand.z))
+            told = (
+                f"The loss responds to {read} {_runs(demand.lags)} steps back (B={demand.sequences}, largest z {top:.1f} "
+                f"against {demand.threshold:.1f}). Other lags are not excluded by the test: {blind} of inputs."
+            )
+        else:
+            told = (
+                f"No demand was detected (B={demand.sequences}), which is not “not needed”: {blind} of inputs, its power grows "
+                "with B, and a lag that the network has already learned no longer shows."
+            )
+    if need.said is not None:
+        return f"{need.said} steps back, as you said." + (f" {told}" if told else "")
+    if told is None:
+        reasons = [each.reason for each in layer.missing if each.field == "demand"]
+        reason = demand.missing if demand is not None else next(iter(reasons), "not asked for")
         return f"Not measured: {reason}. Say needed_lag=… if you know how far back the task reaches."
-    basis = f"B={demand.sequences}"
-    if need.source == "demand":
-        top = float(np.nanmax(demand.z))
-        return (
-            f"The loss responds to the input {ranges(need.lags)} steps back ({basis}, largest z {top:.1f} against "
-            f"{demand.threshold:.1f}). Products of inputs are not excluded elsewhere: the test is first-order."
-        )
-    return (
-        f"No demand was detected ({basis}), which is not “not needed”: the test is first-order, blind to products of "
-        "inputs, and its power grows with B. Say needed_lag=… if you know how far back the task reaches."
-    )
+    return told if need.lags else f"{told} Say needed_lag=… if you know how far back the task reaches."
 
 
 def reached_sentence(layer: LayerFlow, need: Needed) -> str:
     """How far back the gradient reaches, and what fraction arrives at the needed lag."""
     horizon = layer.horizon.get(0.01)
-    if horizon is None:
+    within = "" if layer.lag == "total" else " within this layer"
+    if np.isnan(layer.cancellation) or layer.cancellation == 0:
+        text = "The gradient of this layer's weights is zero"
+    elif horizon is None:
         last = layer.steps - 1 if layer.tail is None else layer.tail.first_lag - 1
-        text = f"1 % of the gradient or more comes from beyond {last} steps"
+        text = f"More than 1 % of the gradient comes from beyond {last} steps{within}"
     else:
         count = "1 step" if horizon == 1 else f"{horizon} steps"
-        text = f"The gradient horizon is {count} (what lies beyond changes the gradient by 1 %)"
+        text = f"The gradient horizon is {count}{within} (what lies beyond changes the gradient by at most 1 %)"
     if need.farthest is None:
         return text + ". Enough or not depends on the task."
-    return f"{text}; {arriving(layer, need.farthest)} of the gradient arrives at lag {need.farthest}."
+    return f"{text}; {arriving(layer, need.farthest)}."
 
 
 def arriving(layer: LayerFlow, lag: int) -> str:
-    """The fraction of lag 0's adjoint that arrives at a lag, in words."""
+    """What arrives at a lag of the gradient that entered, in words."""
     if lag >= layer.steps:
-        return "nothing (the sequence is shorter)"
-    log10 = float(layer.adjoint.log10_norm[lag] - layer.adjoint.log10_norm[0])
-    if np.isnan(log10):
-        return "less than 1e-12" if layer.tail is not None and lag >= layer.tail.first_lag else "an unknown fraction"
-    if np.isneginf(log10):
-        return "exactly nothing"
-    exponent = int(np.floor(log10))
-    if -3 <= log10 < 3:
-        return f"{100 * 10**log10:.2g} %" if log10 < 0 else f"{10**log10:.3g} times"
-    mantissa = 10 ** (log10 - exponent)
-    return f"{mantissa:.1f}e{exponent:+03d}"
+        return f"no gradient goes to lag {lag}: the sequence is shorter and holds lags up to {layer.steps - 1}"
+    log10 = float(layer.log10_arriving[lag])
+    if not np.isnan(log10):
+        return f"{notation.arriving(log10)} at lag {lag}"
+    tail = layer.tail
+    if tail is not None and lag >= tail.first_lag and tail.tolerance is not None:
+        return f"less than {notation.number(tail.tolerance)} arrives at lag {lag}"
+    return f"what arrives at lag {lag} was not told apart"
 
 
 def after_sentence(done: Verification) -> str:
@@ -98,13 +109,7 @@ def after_sentence(done: Verification) -> str:
     )
 
 
-def ranges(lags: tuple[int, ...]) -> str:
-    """(1, 2, 3, 7) as "1–3, 7"; at most six pieces."""
-    pieces: list[list[int]] = []
-    for lag in sorted(lags):
-        if pieces and lag == pieces[-1][1] + 1:
-            pieces[-1][1] = lag
-        else:
-            pieces.append([lag, lag])
-    told = [f"{first}" if first == last else f"{first}–{last}" for first, last in pieces]
+def _runs(lags: tuple[int, ...]) -> str:
+    """(1, 2, 3, 7) as "1–3, 7"; beyond six runs the first three and the last two."""
+    told = [f"{first}" if first == last else f"{first}–{last}" for first, last in notation.runs(lags)]
     return ", ".join([*told[:3], "…", *told[-2:]] if len(told) > 6 else told)

@@ -146,7 +146,12 @@ def _layer(layer: LayerFlow) -> dict[str, Any]:
         },
         "tail": None
         if tail is None
-        else {"first_lag": tail.first_lag, "share": _number(tail.share), "log10_norm": _number(tail.log10_norm)},
+        else {
+            "first_lag": tail.first_lag,
+            "share": _number(tail.share),
+            "log10_norm": _number(tail.log10_norm),
+            "tolerance": tail.tolerance,
+        },
         "missing": missing(layer),
     }
 

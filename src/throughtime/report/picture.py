@@ -40,10 +40,8 @@ class Curve:
 
 
 def curve_of(layer: LayerFlow, label: str = "", *, quiet: bool = False, asked: bool = True) -> Curve:
-    """The supply of a layer, relative to its lag 0."""
-    norms = np.asarray(layer.adjoint.log10_norm, dtype=float)
-    with np.errstate(invalid="ignore"):
-        return Curve(label, norms - norms[0], quiet, asked)
+    """The supply of a layer: what arrives at each lag of what entered."""
+    return Curve(label, layer.log10_arriving, quiet, asked)
 
 
 @dataclass

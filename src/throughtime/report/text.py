@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from throughtime.diagnosis.report import Report
     from throughtime.flow import Flow, LayerFlow
 
-STYLES = {"needed": "bold cyan", "reached": "bold blue", "finding": "bold", "try": "bold green", "after": "bold green"}
+STYLES = {"needed": "bold cyan", "reached": "bold blue", "finding": "bold", "try": "bold", "after": "bold"}
 
 
 def report_text(report: Report, width: int = 100) -> str:

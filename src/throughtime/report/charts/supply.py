@@ -14,17 +14,15 @@ STATE_DASHES = ("dot", "dash", "dashdot")
 
 
 def supply(layer: LayerFlow, lags: tuple[int, ...]) -> Chart:
-    """The adjoint by lag relative to lag 0; the range of the middle 80 % of sequences; each part of the carry."""
-    norm = np.asarray(layer.adjoint.log10_norm, dtype=float)
-    with np.errstate(invalid="ignore"):
-        data = [*_spread(layer), by_lag(norm - norm[0], "all", "--tt-supply", width=2.5)]
-        if len(layer.adjoint.by_state) > 1:
-            for (state, values), dash in zip(layer.adjoint.by_state.items(), STATE_DASHES, strict=False):
-                data.append(by_lag(values - norm[0], label(state), "--tt-soft", dash=dash, width=1.5))
+    """What arrives at each lag; the range of the middle 80 % of sequences; each part of the carry."""
+    data = [*_spread(layer), by_lag(layer.log10_arriving, "all", "--tt-supply", width=2.5)]
+    if len(layer.adjoint.by_state) > 1:
+        for (state, values), dash in zip(layer.adjoint.by_state.items(), STATE_DASHES, strict=False):
+            data.append(by_lag(layer.relative(values), label(state), "--tt-soft", dash=dash, width=1.5))
     return Chart(
         key="supply",
         title="Supply by lag",
-        caption="A point at lag τ is the part of the gradient of lag 0 that is left τ steps further back; the pale "
+        caption="A point at lag τ is the part of the gradient that is left τ steps further back; the pale "
         "range holds the middle 80 % of sequences, and an orange band marks the lags that the loss asks for.",
         views={
             "": figure(
