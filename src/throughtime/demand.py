@@ -70,8 +70,11 @@ class Demand:
         top = int(np.nanargmax(self.z))
         if not self.lags:
             return f"Demand(not detected, which is not 'not needed'; largest z {self.z[top]:.1f} at lag {top}, {basis})"
+        from throughtime.report.notation import runs
+
+        span = ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs(self.lags))
         count = f"{len(self.lags)} of {len(self.z)} lags"
-        return f"Demand(lags {_ranges(self.lags)}: {count}; largest z {self.z[top]:.1f} at lag {top}, {basis})"
+        return f"Demand(lags {span}: {count}; largest z {self.z[top]:.1f} at lag {top}, {basis})"
 
 
 def measure(
@@ -387,14 +390,3 @@ def _aligned(gradient: Tensor, u: Tensor, lengths: Tensor) -> tuple[Tensor, Tens
     present = (source >= 0)[..., None]
     moved = [x[source.clamp(min=0), torch.arange(batch)] * present for x in (gradient, u)]
     return moved[0], moved[1], present
-
-
-def _ranges(lags: tuple[int, ...]) -> str:
-    """(0, 1, 2, 7) as 0–2, 7."""
-    runs: list[list[int]] = []
-    for lag in lags:
-        if runs and lag == runs[-1][1] + 1:
-            runs[-1][1] = lag
-        else:
-            runs.append([lag, lag])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)

@@ -16,7 +16,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.initial_state import InitialState
-from throughtime.reducers.ledger import Ledger, entries
+from throughtime.reducers.ledger import Ledger
 from throughtime.reducers.origin_step import OriginSteps
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
@@ -219,6 +219,3 @@ def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
     return totals | dict(
         trace.weight_gradients
     ), f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
-
-
-__all__ = ["entries", "explain"]

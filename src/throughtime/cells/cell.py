@@ -84,6 +84,7 @@ class Cell(ABC):
     port_state: the state that a port reads, where it is not the first. pre: pre-activations that have an adjoint of their
     own. sigmoids: those among them that are logits of gates. keep: (pre-activation, sign) of the gate σ(sign · logit) that
     multiplies the old carry, None where there is no carry port. reset: the logit of a gate that cuts the old state off.
+    landing: the factors that `path_total` reads.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,7 @@ class Cell(ABC):
     sigmoids: ClassVar[tuple[str, ...]] = ()
     products: ClassVar[tuple[Product, ...]]
     reset: ClassVar[str | None] = None
+    landing: ClassVar[tuple[str, ...]] = ()
 
     @property
     def keep(self) -> tuple[str, int] | None:
@@ -146,7 +148,7 @@ class Cell(ABC):
         return adjoint
 
     def path_total(self, port: str, path: Tensor, factors: Tensors) -> Tensor:
-        """A path (..., H) that ends at steps, in the space of `total`."""
+        """A path (..., H) that ends at steps, in the space of `total`; factors of those steps, as named in `landing`."""
         return path
 
     def carries(self, w: Weights, x: Tensor, output: Tensor, initial: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class LSTM(Cell):
     port_state: ClassVar = {"carry": "c"}
     pre: ClassVar = ("i", "f", "g", "o")
     sigmoids: ClassVar = ("i", "f", "o")
+    landing: ClassVar = ("slope",)
     products: ClassVar = (
         Product("weight_ih", "x", ("i", "f", "g", "o"), ("i", "f", "g", "o")),
         Product("weight_hh", "h", ("i", "f", "g", "o"), ("i", "f", "g", "o")),

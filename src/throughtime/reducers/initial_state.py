@@ -10,8 +10,7 @@ from throughtime.cells.cell import split
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import power_of_two
-from throughtime.sweep import DEAD
+from throughtime.scaled import DEAD, power_of_two
 
 
 class InitialState(Reducer):

@@ -1,4 +1,4 @@
-"""By which port of the cell the adjoint goes back: the shares of the paths, and of the steps that leave the carry port."""
+"""By which port of the cell the adjoint goes back: the shares of the paths."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Paths(Reducer):
         inside = landing >= 0
         if not inside.any():
             return
-        # A path ends one step earlier than the window's steps; only cells with several states ask for factors there.
-        factors = {}
-        if len(cell.states) > 1:
-            slope = window.factors["slope"]
+        # A path ends one step earlier than the window's steps.
+        factors, at = {}, (landing - max(0, window.first - 1)).clamp_min(0)
+        for name in cell.landing:
+            here = window.factors[name]
             if window.first:
-                earlier = self.linearization.window(window.first - 1, window.first).factors["slope"]
-                slope = torch.cat((earlier, slope))
-            factors = {"slope": slope[(landing - max(0, window.first - 1)).clamp_min(0)]}
+                earlier = self.linearization.window(window.first - 1, window.first).factors[name]
+                here = torch.cat((earlier, here))
+            factors[name] = here[at]
         paths = [cell.path_total(port, path, factors) for port, path in block.paths.items()]
         if not inside.all():
             paths = [path * inside[..., None, None] for path in paths]
