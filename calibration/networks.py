@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from throughtime.init import chrono_
 
-CELLS: dict[str, type[nn.RNNBase]] = {"GRU": nn.GRU, "LSTM": nn.LSTM, "RNN": nn.RNN}
+CELLS: dict[str, Any] = {"GRU": nn.GRU, "LSTM": nn.LSTM, "RNN": nn.RNN}
 
 
 class Network(nn.Module):
     """A recurrent layer and a linear reading at every step."""
 
-    def __init__(self, cell: str, inputs: int, outputs: int, hidden: int = 24, **options: str) -> None:
+    def __init__(self, cell: str, inputs: int, outputs: int, hidden: int = 24, **options: Any) -> None:
         super().__init__()
         self.rnn = CELLS[cell](inputs, hidden, **options)
         self.head = nn.Linear(hidden, outputs)
@@ -24,7 +26,7 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def begin(layer: nn.RNNBase, way: str, max_lag: int) -> None:
+def begin(layer: Any, way: str, max_lag: int) -> None:
     """Initialise in place: "default", "chrono", "keep 2" (bias of the keeping gate), "orthogonal 0.9" (gain),
     "identity"."""
     name, _, number = way.partition(" ")

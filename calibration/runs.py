@@ -193,7 +193,7 @@ def _gates_nearly_shut(layer: Any) -> None:
     layer.bias_ih_l0[: 2 * layer.hidden_size] = -9.0
 
 
-_CUTS: dict[str, tuple[str, str, Callable[[Any], None], float, dict[str, str]]] = {
+_CUTS: dict[str, tuple[str, str, Callable[[Any], None], float, dict[str, Any]]] = {
     "relu units all off": ("RNN", "default", _relu_off, 1.0, {"nonlinearity": "relu"}),
     "relu units": ("RNN", "default", _nothing, 1.0, {"nonlinearity": "relu"}),
     "inputs in thousands, tanh": ("RNN", "default", _nothing, 3e4, {}),
@@ -284,7 +284,7 @@ def independent(cell: str, rho: float, seed: int) -> list[Case]:
 
     task = Task(1, 1, 0, draw, lambda output, y: nn.functional.mse_loss(output[-1], y), 1.0)
     layer = measured(_network(task, cell, "default", seed), task, seed)
-    truth = dict.fromkeys(("TT101", "TT102", "TT103", "TT190"), False)
+    truth: dict[str, bool] = dict.fromkeys(("TT101", "TT102", "TT103", "TT190"), False)
     return [_case("no dependence", f"{cell}, inputs AR({rho:g})", seed, "before", layer, task, None, truth)]
 
 
@@ -318,7 +318,7 @@ def _block_one(layer: Any, names: tuple[str, ...], value: float = 1.0) -> None:
 
 
 BIASES = ("bias_ih_l0", "bias_hh_l0")
-_SET_UPS: dict[str, Callable[[Any], None]] = {
+_SET_UPS: dict[str, Callable[[Any], Any]] = {
     "default": _nothing,
     "orthogonal stack": _orthogonal,
     "orthogonal stack, gain 1.41": partial(_orthogonal, gain=2**0.5),

@@ -62,7 +62,7 @@ def test_vanishing_is_told_at_the_farthest_lag_with_its_fraction_and_a_line_to_p
     assert finding.value < finding.threshold == ENOUGH
     assert "at lag 50" in finding.message
     line = re.search(r"`(.*)`", finding.remedy)[1]
-    assert line == "tt.init.chrono_(model.rnn, max_lag=51)"
+    assert line == "tt.init.chrono_(model, max_lag=51)"
 
 
 def test_the_line_to_paste_clears_the_finding():
@@ -70,8 +70,8 @@ def test_the_line_to_paste_clears_the_finding():
         import throughtime as tt
 
         exec(
-            "tt.init.chrono_(model.rnn, max_lag=51)",
-            {"tt": tt, "model": type("Model", (), {"rnn": layer})},
+            "tt.init.chrono_(model, max_lag=51)",
+            {"tt": tt, "model": layer},
         )
 
     assert check("TT101", measured("GRU", steps=60, lag=50), user(50))
@@ -83,12 +83,13 @@ def test_a_lag_in_the_tail_got_less_than_what_came_before_it():
     assert layer.tail is not None
     assert layer.tail.first_lag < 80
     assert np.isnan(layer.adjoint.log10_norm[80])
-    assert re.search(r"less than .*10⁻¹.* arrives at lag 80", check("TT101", layer, user(80)).message)
+    assert re.search(r"less than .*10⁻¹² arrives at lag 80", check("TT101", layer, user(80)).message)
 
 
 def test_a_tail_made_by_max_lag_is_not_taken_for_a_vanished_gradient():
     layer = _recorded(nn.RNN(1, 16), steps=40, max_lag=2)
     assert layer.tail.first_lag == 3
+    assert supply.arrival(layer, 30) is None
     assert check("TT101", layer, user(30)) is None
 
 
@@ -96,6 +97,8 @@ def test_needed_lags_that_follow_each_other_closely_are_within_reach():
     layer = measured("GRU", steps=60, lag=50)
     assert check("TT101", layer, demand(*range(51))) is None
     assert check("TT101", layer, demand(0, 1, 2, 50))
+    said = check("TT101", layer, Needed("rnn", tuple(range(51)), "user", 50))
+    assert "at lag 50, where it was said" in said.message
     message = check("TT101", layer, demand(0, 1, *range(40, 48))).message
     assert "at lags 40–47 of 10 needed lags" in message
     assert "at lag 47," in message
@@ -126,7 +129,7 @@ def test_a_window_shorter_than_the_need_is_a_cut_and_not_a_vanished_gradient():
 
 def test_diagnose_takes_a_needed_lag_beyond_the_window():
     layer = measured("GRU", steps=20, lag=10)
-    assert needs(layer, 500).lags == (500,)
+    assert needs(layer, 500).farthest == 500
     report = judge(Flow({"rnn": layer}, "", ""), needed_lag=500)
     assert [finding.code for finding in report.findings if not finding.preview] == ["TT103"]
     assert not report.passed("error")

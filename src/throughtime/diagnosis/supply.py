@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Arrival:
-    """log10 of the fraction of the lag-0 adjoint that is left at `lag`; an upper bound where the lag is in the tail."""
+    """log10 of the fraction of the gradient that arrives at `lag`; only an upper bound where the lag is in the tail."""
 
     lag: int
     log10: float
@@ -56,16 +56,15 @@ def last_lag(layer: LayerFlow) -> int:
 
 
 def arrival(layer: LayerFlow, lag: int) -> Arrival | None:
-    """What arrives at `lag`; None where the recorded steps do not hold it. What is in the tail is less than before
-    it."""
+    """What arrives at `lag`; None where nothing is known: outside the recorded steps, or beyond a `max_lag` that was asked."""
     if lag > reach(layer):
         return None
-    norms = layer.adjoint.log10_norm
-    if not np.isnan(norms[lag]):
-        return Arrival(lag, float(norms[lag] - norms[0]))
-    if layer.tail is None or lag < layer.tail.first_lag:
+    told, tail = float(layer.log10_arriving[lag]), layer.tail
+    if not np.isnan(told):
+        return Arrival(lag, told)
+    if tail is None or lag < tail.first_lag or tail.tolerance is None:
         return None
-    return Arrival(lag, float(norms[layer.tail.first_lag - 1] - norms[0]), bound=True)
+    return Arrival(lag, float(np.log10(tail.tolerance)), bound=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log10
+from math import inf, log10
 from typing import ClassVar
 
 from throughtime.diagnosis.example import measured
@@ -22,11 +22,12 @@ class GradientVanishesBeforeNeededLag(Rule):
 
     ## What
 
-    The adjoint λ is the gradient of the loss at the layer's state. The rule takes its size at each needed lag τ,
-    relative to lag 0: ‖λ(τ)‖ / ‖λ(0)‖, root mean squares over all pairs of a loss step and a sequence. It fires where
-    that fraction is under the threshold, and also falls under it on the way from the next nearer needed lag: needed
-    lags that follow each other closely are learned one after the other, each from the one before, however little
-    arrives at the last. The value is the fraction at the farthest lag that is out of reach.
+    The adjoint λ is the gradient of the loss at the layer's state. This rule takes its size at each needed lag τ,
+    relative to what entered: ‖λ(τ)‖ / ‖λ(0)‖, root mean squares over the pairs of a loss step and a sequence that reach
+    back to τ. It fires where that fraction is under the threshold, and also falls under it on the way from the next
+    nearer needed lag: needed lags that follow each other closely are learned one after the other, each from the one
+    before, however little arrives at the last. A lag that the user said is judged by itself. The value is the fraction
+    at the farthest lag that is out of reach.
 
     A lag is needed when demand is detected there or when `needed_lag` says so. Where neither is known the rule is
     silent: a short gradient horizon is no fault in itself.
@@ -87,11 +88,11 @@ class GradientVanishesBeforeNeededLag(Rule):
 
 
 def out_of_reach(layer: LayerFlow, needed: Needed) -> list[Arrival]:
-    """What arrives at the needed lags that lie beyond a gap the gradient does not bridge."""
+    """What arrives at the needed lags that the gradient does not bridge; a lag that the user said is judged by itself."""
     found = [each for lag in needed.lags if (each := arrival(layer, lag)) is not None]
     steps = zip([0.0, *(each.log10 for each in found)], found, strict=False)
-    gap = next((each.lag for before, each in steps if each.log10 - before < log10(ENOUGH)), None)
-    return [] if gap is None else [each for each in found if each.lag >= gap and each.fraction < ENOUGH]
+    gap = next((each.lag for before, each in steps if each.log10 - before < log10(ENOUGH)), inf)
+    return [each for each in found if each.fraction < ENOUGH and (each.lag >= gap or each.lag == needed.said)]
 
 
 def _chrono(layer: object) -> None:
@@ -102,7 +103,8 @@ def _chrono(layer: object) -> None:
 
 def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
     amount = f"{'less than ' if worst.bound else ''}{from_log10(worst.log10)}"
-    asks = "the loss still depends on the input" if needed.source == "demand" else "it was said to be needed"
+    said = needed.source == "user" and needed.said in (None, worst.lag)
+    asks = "it was said to be needed" if said else "the loss still depends on the input"
     text = f"Of the gradient at lag 0, {amount} arrives at lag {worst.lag}, where {asks}."
     if len(short) > 1:
         text += f" Under {ENOUGH:g} at {lag_words(each.lag for each in short)} of {len(needed.lags)} needed lags."
@@ -124,5 +126,5 @@ def _remedy(layer: LayerFlow, lag: int) -> str:
         "Before training, let each unit keep its state for a time of its own, up to the needed lag: bias of the "
         "keeping "
         f"gate = ln u, u ~ U(1, {until - 1}) (GRU: b_z = ln u; LSTM: b_f = ln u, b_i = −ln u): "
-        f"`tt.init.chrono_({access(layer.name)}, max_lag={until})`"
+        f"`tt.init.chrono_({access(layer.attribute)}, max_lag={until})`"
     )

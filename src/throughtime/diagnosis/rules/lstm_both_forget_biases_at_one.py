@@ -62,7 +62,7 @@ class LstmBothForgetBiasesAtOne(Rule):
         from throughtime.remedies.remedy import access  # loads torch, which `explain` does without
 
         names = list(found)
-        second = f"{access(layer.name)}.{names[-1].rpartition('.')[2]}"
+        second = f"{access(layer.attribute)}.{names[-1].rpartition('.')[2]}"
         return self.finding(
             layer,
             sum(float(np.mean(block)) for block in found.values()),

@@ -78,7 +78,7 @@ class RecurrentMatrixOrthogonalAsAStack(Rule):
                 "values lie "
                 f"between {number(gains.min(), 2)} and {number(gains.max(), 2)}, root mean square {number(size, 2)}.",
                 "One orthogonal matrix for each gate, W_gᵀ W_g = I: "
-                f"`for block in {access(layer.name)}.{name.rpartition('.')[2]}.data.chunk({len(blocks)}): "
+                f"`for block in {access(layer.attribute)}.{name.rpartition('.')[2]}.data.chunk({len(blocks)}): "
                 "torch.nn.init.orthogonal_(block)`",
             )
         return None
