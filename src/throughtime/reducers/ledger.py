@@ -22,7 +22,7 @@ from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import EMPTY, Scaled, power_of_two
 from throughtime.sweep import Block
 
-NOTHING = 2.0**-20  # terms below this times the rounding of G, in every block of it, are not taken away from G
+NOTHING = 2.0**-6  # far terms that in sum stay below this times the rounding of G, in every block, are left in it
 
 
 TERMS = 2**20  # numbers of G(τ) of several lags that may be made at once
@@ -147,6 +147,7 @@ class Ledger(Reducer):
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.left = [block.clone() for block in self.blocks]
         self.size = self._left_norm(self.left)
+        self.left_in = torch.zeros_like(self.squares)  # ‖G(τ)‖ of each row, over the lags that were not taken away
         self.weights = sum(block.numel() for block in self.blocks)
         self.bias_low = torch.full((trace.steps,), torch.nan, dtype=torch.float64)
         self.bias_high = self.bias_low.clone()
@@ -195,10 +196,7 @@ class Ledger(Reducer):
 
     def _take_away(self, block: Block, lags: Tensor, sizes: Tensor) -> None:
         """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: sizes (rows, L) are ‖G(τ)‖ of each row."""
-        eps = torch.finfo(self.blocks[0].dtype).eps
-        small = (sizes <= NOTHING * eps * self.squares.sqrt()[:, None]).all(0)
-        if small.all() and not self.keep_terms:
-            self._tell(lags, self.size, self.size)
+        if self._nothing(lags, sizes):
             return
         pre = self._pre(block)
         ps = [group.pre(pre) for group in self.groups]
@@ -215,10 +213,18 @@ class Ledger(Reducer):
         room = max(1, TERMS // self.weights)
         for start in range(0, len(order), room):
             places = order[start : start + room]
-            if small[places].all():
-                self._tell(lags[places], self.size, self.size)
-            else:
+            if not self._nothing(lags[places], sizes[:, places]):
                 self._one_by_one(ps, xs, lags, int(places.min()), int(places.max()) + 1)
+
+    def _nothing(self, lags: Tensor, sizes: Tensor) -> bool:
+        """Whether these terms, with all that were left in before, are too small to be seen in G; then they are left in."""
+        eps = torch.finfo(self.blocks[0].dtype).eps
+        left_in = self.left_in + sizes.sum(1)
+        if self.keep_terms or (left_in > NOTHING * eps * self.squares.sqrt()).any():
+            return False
+        self.left_in = left_in
+        self._tell(lags, self.size, self.size)
+        return True
 
     def _one_by_one(self, ps: list[Tensor], xs: list[Tensor | None], lags: Tensor, a: int, b: int) -> None:
         """Take the block's lags a … b − 1 away and tell the bias after each."""
