@@ -28,7 +28,10 @@ LABELS = (
     "nothing, because of shuffled labels, a tiny learning rate or too few units. Runs that neither learn nor clearly fail "
     "judge nothing. All networks are small (24 or 32 units) and all trainings short (150 or 200 steps)."
 )
-WEAK = """- TT101 before training says what the gradient is, and labels say what training made of it. Within two decades of the
+WEAK = """- Both halves share tasks, cells and ways to begin; only seeds differ. Thresholds were set on even seeds alone, but the rules'
+  form (needed lags judged from one to the next; norms against their neighbours) and the labels were worked out on runs of both,
+  so precision on tasks of another kind may well be lower.
+- TT101 before training says what the gradient is, and labels say what training made of it. Within two decades of the
   threshold that depends on the number of steps; and Elman networks under Adam at 1e-2 move far enough in 200 steps to learn
   what hardly reached them at first: most of the false alarms.
 - TT102 sees the network that is measured. An explosion that only develops in training is not seen in the fresh one; a small
