@@ -28,7 +28,8 @@ LABELS = (
     "nothing, because of shuffled labels, a tiny learning rate or too few units. Runs that neither learn nor clearly fail "
     "judge nothing. All networks are small (24 or 32 units) and all trainings short (150 or 200 steps)."
 )
-WEAK = """- Both halves share tasks, cells and ways to begin; only seeds differ. Thresholds were set on even seeds alone, but the rules'
+WEAK = """\
+- Both halves share tasks, cells and ways to begin; only seeds differ. Thresholds were set on even seeds alone, but the rules'
   form (needed lags judged from one to the next; norms against their neighbours) and the labels were worked out on runs of both,
   so precision on tasks of another kind may well be lower.
 - TT101 before training says what the gradient is, and labels say what training made of it. Within two decades of the
