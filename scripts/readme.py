@@ -61,7 +61,8 @@ def rules_page() -> str:
         "# Rules\n\nMade by `make readme` from the rules' docstrings; the same text as `throughtime explain CODE`.\n"
     ]
     for rule in registry().values():
-        parts.append(f"## {rule.code} {rule.name}\n\n{'preview' if rule.preview else rule.severity}\n\n{rule.text()}\n")
+        weight, text = "preview" if rule.preview else rule.severity, rule.text().replace("## ", "### ")
+        parts.append(f"## {rule.code} {rule.name}\n\n{weight}\n\n{text}\n")
     return "\n".join(parts)
 
 

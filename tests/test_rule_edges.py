@@ -236,6 +236,28 @@ def test_a_stall_with_a_gradient_that_reaches_is_no_gradient_problem():
     assert check("TT190", layer, user(35), flat) is None
 
 
+@pytest.mark.parametrize(("code", "lag"), [("TT101", 50), ("TT103", 80)])
+def test_one_layer_of_several_is_no_warning(code, lag):
+    layer = measured("GRU", steps=60, lag=50)
+    alone = check(code, layer, user(lag))
+    among = check(code, dataclasses.replace(layer, lag="within-layer"), user(lag))
+    assert alone.severity in ("warning", "error")
+    assert among.severity == "info"
+    assert "Within this layer alone" in among.message
+    assert "Within" not in alone.message
+
+
+def test_a_loss_that_has_gone_to_nothing_is_learned_and_not_stalled():
+    assert not stalled(np.r_[1.0, np.full(99, 1e-8)])
+    assert stalled(np.r_[1.0, np.full(99, 0.1)])
+
+
+def test_demand_alone_does_not_rule_out_what_it_cannot_see():
+    layer, flat = measured("GRU", lag=3), History(np.ones(100))
+    assert "not excluded" in check("TT190", layer, demand(3), flat).remedy
+    assert check("TT190", layer, user(3), flat).remedy.startswith("This is not a gradient problem.")
+
+
 def test_a_loss_that_is_not_finite_is_no_stall():
     assert not stalled(np.full(50, np.nan))
     assert stalled(np.full(50, 1.0))

@@ -30,6 +30,13 @@ class Arrival:
         return 10.0**self.log10 if self.log10 > -300 else 0.0
 
 
+def alone(layer: LayerFlow) -> str:
+    """What a finding on supply must add where other layers may carry the gradient too; "" for a network of one layer."""
+    if layer.lag == "total":
+        return ""
+    return " Within this layer alone: what other layers carry is not counted, so it is no fault by itself."
+
+
 def reach(layer: LayerFlow) -> int:
     """The farthest lag that the recorded steps hold: from the last step with a loss back to the first step."""
     return max(layer.loss_steps)

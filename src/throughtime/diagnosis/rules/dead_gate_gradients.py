@@ -60,8 +60,7 @@ class DeadGateGradients(Rule):
             DEAD,
             f"The recurrent weights of gate {name} get {number(dead[name], 2)} of the gradient that the other gates "
             "get.",
-            "Bring its logits back to |logit| < 6: another bias (b_f = ln(τ − 1) for a timescale of τ steps), inputs "
-            "scaled to "
+            "Bring its logits back to |logit| < 6: another bias (b_f = ln(τ − 1) for a timescale of τ steps), inputs scaled to "
             "variance 1.",
         )
 

@@ -69,8 +69,7 @@ class GatesSaturated(Rule):
             f"{found[name]:.0%} of the logits of gate {name} lie beyond ±6, and its gradient is "
             f"{number(sizes[name], 2)} of the "
             "median of the other gates.",
-            "Scale the inputs to mean 0 and variance 1 and use smaller gate weights; where a long memory is wanted, "
-            "a refine "
+            "Scale the inputs to mean 0 and variance 1 and use smaller gate weights; where a long memory is wanted, a refine "
             "gate, g_eff = (1 − 2r) g² + 2 r g.",
         )
 

@@ -8,7 +8,7 @@ from throughtime.diagnosis.example import measured
 from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.report import Needed
 from throughtime.diagnosis.rule import History, Rule
-from throughtime.diagnosis.supply import cut_after, last_lag
+from throughtime.diagnosis.supply import alone, cut_after, last_lag
 from throughtime.flow import LayerFlow
 
 SATURATED = 0.5
@@ -61,7 +61,8 @@ class GradientCut(Rule):
         if needed.farthest is None or needed.farthest <= last:
             return None
         message, remedy = (_window if cut_after(layer) is None else _inside)(layer, last, needed.farthest)
-        return self.finding(layer, last, needed.farthest, message, remedy)
+        caution = alone(layer)
+        return self.finding(layer, last, needed.farthest, message + caution, remedy, "info" if caution else None)
 
     def fires(self) -> tuple[LayerFlow, Needed, History | None]:
         layer = measured("RNN", _all_off_at_once, nonlinearity="relu")
@@ -82,9 +83,8 @@ def _window(layer: LayerFlow, last: int, lag: int) -> tuple[str, str]:
     if last + 1 < layer.steps:
         where = f"{last + 1} steps before the last loss"
     return (
-        f"Lag {lag} is needed, but the {where} hold no lag beyond {last}: there the gradient is exactly zero.",
-        f"Train on at least {lag + 1} steps in one call (truncation window K ≥ τ + 1), and carry the state over from "
-        "window "
+        f"Lag {lag} is needed, but the {where} hold no lag beyond {last}: no gradient goes there.",
+        f"Train on at least {lag + 1} steps in one call (truncation window K ≥ τ + 1), and carry the state over from window "
         "to window.",
     )
 

@@ -9,7 +9,7 @@ from throughtime.diagnosis.example import measured
 from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.report import Needed
 from throughtime.diagnosis.rule import History, Rule
-from throughtime.diagnosis.supply import Arrival, arrival, last_lag
+from throughtime.diagnosis.supply import Arrival, alone, arrival, last_lag
 from throughtime.flow import LayerFlow
 from throughtime.report.notation import from_log10, lag_words
 
@@ -30,7 +30,8 @@ class GradientVanishesBeforeNeededLag(Rule):
     at the farthest lag that is out of reach.
 
     A lag is needed when demand is detected there or when `needed_lag` says so. Where neither is known the rule is
-    silent: a short gradient horizon is no fault in itself.
+    silent: a short gradient horizon is no fault in itself. In a network of several recurrent layers it is an info only:
+    another layer may carry the gradient.
 
     ## Why
 
@@ -76,7 +77,9 @@ class GradientVanishesBeforeNeededLag(Rule):
         if not short:
             return None
         worst = short[-1]
-        return self.finding(layer, worst.fraction, ENOUGH, _message(worst, short, needed), _remedy(layer, worst.lag))
+        message, caution = _message(worst, short, needed), alone(layer)
+        remedy, severity = _remedy(layer, worst.lag), "info" if caution else None
+        return self.finding(layer, worst.fraction, ENOUGH, message + caution, remedy, severity)
 
     def fires(self) -> tuple[LayerFlow, Needed, History | None]:
         layer = measured("GRU", lag=30)
@@ -114,8 +117,7 @@ def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
 def _remedy(layer: LayerFlow, lag: int) -> str:
     if "carry" not in layer.paths:
         return (
-            "This cell has no gate that could hold its state for long: use nn.GRU or nn.LSTM and chrono "
-            "initialisation, "
+            "This cell has no gate that could hold its state for long: use nn.GRU or nn.LSTM and chrono initialisation, "
             "or begin with an orthogonal recurrent matrix, W Wᵀ = I."
         )
     from throughtime.init import MIN_MAX_LAG  # loads torch, which the command line's `explain` does without
@@ -123,8 +125,7 @@ def _remedy(layer: LayerFlow, lag: int) -> str:
 
     until = max(lag + 1, MIN_MAX_LAG)
     return (
-        "Before training, let each unit keep its state for a time of its own, up to the needed lag: bias of the "
-        "keeping "
+        "Before training, let each unit keep its state for a time of its own, up to the needed lag: bias of the keeping "
         f"gate = ln u, u ~ U(1, {until - 1}) (GRU: b_z = ln u; LSTM: b_f = ln u, b_i = −ln u): "
         f"`tt.init.chrono_({access(layer.attribute)}, max_lag={until})`"
     )

@@ -67,8 +67,7 @@ class LstmBothForgetBiasesAtOne(Rule):
             layer,
             sum(float(np.mean(block)) for block in found.values()),
             MEANT,
-            f"The forget blocks of {' and '.join(names)} are both 1: torch adds them, and the gate begins at a bias "
-            "of 2 "
+            f"The forget blocks of {' and '.join(names)} are both 1: torch adds them, and the gate begins at a bias of 2 "
             f"({number(1 / (1 + np.exp(-2.0)), 2)} kept at each step) instead of 1 "
             f"({number(1 / (1 + np.exp(-1.0)), 2)}).",
             f"Keep one, b_f = 1, and zero the other: `{second}.data[{layer.hidden_size}:{2 * layer.hidden_size}] = 0`",

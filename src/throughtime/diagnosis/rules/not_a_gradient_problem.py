@@ -24,6 +24,10 @@ PROGRESS = 0.01
 stalled. Set by calibration: docs/calibration.md."""
 
 
+LEARNED = 1e-3
+"""Of the largest loss in the first tenth of the history: at or under it the task is learned, and there is nothing to stall."""
+
+
 class NotAGradientProblem(Rule):
     """The gradient reaches every needed lag, and training stalls all the same.
 
@@ -71,7 +75,8 @@ class NotAGradientProblem(Rule):
             return None
         if GradientExplodes().check(layer, needed, history) is not None:
             return None
-        reaches = f"The gradient reaches every needed lag: {from_log10(least.log10)} arrives at lag {least.lag}"
+        lags = "needed lag" if needed.source == "user" else "lag at which demand was detected"
+        reaches = f"The gradient reaches every {lags}: {from_log10(least.log10)} arrives at lag {least.lag}"
         if history is None or len(history.loss) < LEAST:
             message = f"{reaches}. The fit cannot be judged without losses by training step."
             remedy = (
@@ -81,13 +86,17 @@ class NotAGradientProblem(Rule):
         if not stalled(history.loss):
             return None
         early, late = _medians(history.loss)
+        verdict = "This is not a gradient problem."
+        if needed.source == "demand":
+            verdict = (
+                "At those lags it is not a gradient problem; needs that a first-order test cannot see are not excluded."
+            )
         return self.finding(
             layer,
             least.fraction,
             ENOUGH,
             f"{reaches}, and yet the loss has stopped falling ({number(early)}, then {number(late)}).",
-            "This is not a gradient problem. Check that targets belong to their inputs, then the learning rate (×10, "
-            "÷10), "
+            f"{verdict} Check that targets belong to their inputs, then the learning rate (×10, ÷10), "
             "then capacity and data; a loss at the noise of the targets is learned, not stalled.",
         )
 
@@ -105,6 +114,8 @@ def stalled(loss: NDArray[np.float64]) -> bool:
     if not np.isfinite(loss).all():
         return False
     early, late = _medians(loss)
+    if abs(late) <= LEARNED * np.abs(loss[: max(1, len(loss) // 10)]).max():
+        return False
     return late > early - PROGRESS * abs(early)
 
 

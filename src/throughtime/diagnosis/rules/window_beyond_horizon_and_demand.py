@@ -63,8 +63,7 @@ class WindowBeyondHorizonAndDemand(Rule):
             layer,
             reach(layer) + 1,
             TIMES * enough,
-            f"The window holds {reach(layer) + 1} steps; the gradient horizon at 1 % is {horizon}, the farthest "
-            "needed lag "
+            f"The window holds {reach(layer) + 1} steps; the gradient horizon at 1 % is {horizon}, the farthest needed lag "
             f"{needed.farthest}.",
             f"A window of K = {2 * enough} steps, 2 · max(horizon, needed lag + 1), changes the gradient by less "
             "than 1 %; carry "
