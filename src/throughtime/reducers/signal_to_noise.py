@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from throughtime.linearize import Linearization
-from throughtime.reducers.ledger import Entry, entries, operand, outer
+from throughtime.reducers.products import Entry, entries, operand, outer
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled
 from throughtime.sweep import Block
