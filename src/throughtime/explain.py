@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,7 +51,10 @@ def explain(
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
     raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). progress(done, of, layer).
     """
-    several = len(traces) > 1
+    asked = _Asked(
+        tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
+    )
+    lag = "within-layer" if len(traces) > 1 else "total"
     layers = {}
     for trace in traces:
 
@@ -59,17 +63,7 @@ def explain(
                 progress(done, of, name)
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-            layer = _layer(
-                trace,
-                tolerance,
-                max_lag,
-                bias,
-                {"hops": hops, "signal_to_noise": signal_to_noise, "origin_step": origin_step},
-                demand_method if demand else None,
-                derivative,
-                "within-layer" if several else "total",
-                tell,
-            )
+            layer = _layer(trace, asked, lag, tell)
         limit = CONTRACT.get(trace.dtype, LOW_PRECISION)
         if strict and layer.error > limit:
             raise ResidualError(
@@ -88,17 +82,22 @@ def explain(
     return Flow(layers=layers, throughtime=__version__, torch=torch.__version__)
 
 
-def _layer(
-    trace: Trace,
-    tolerance: float,
-    max_lag: int | None,
-    bias: str,
-    asked: dict[str, bool],
-    demand_method: Method | None,
-    derivative: str,
-    lag: str,
-    progress: Callable[[int, int], None],
-) -> LayerFlow:
+@dataclass(frozen=True)
+class _Asked:
+    """The options of `explain`; demand: the method, or None."""
+
+    tolerance: float
+    max_lag: int | None
+    bias: str
+    hops: bool
+    signal_to_noise: bool
+    demand: Method | None
+    origin_step: bool
+    derivative: str
+
+
+def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int], None]) -> LayerFlow:
+    """One sweep with all reducers that are needed, then what is read from the trace alone."""
     origins = trace.origins()
     if not origins:
         raise InputError(
@@ -106,83 +105,62 @@ def _layer(
             "a loss that changes with the layer's output",
             "check for a saturated or masked loss, or a detach between layer and loss",
         )
-    lin = Linearization(trace, derivative)
+    lin = Linearization(trace, asked.derivative)
     reference, own = _reference(lin)
-    missing: list[Missing] = []
-    if own:
-        missing.append(Missing("residual", own) if not trace.weight_gradients else Missing("share", own))
-
-    ledger, adjoints, paths = Ledger(lin, reference, bias, LEVELS), Adjoints(lin), Paths(lin)
+    ledger, adjoints, paths = Ledger(lin, reference, asked.bias, LEVELS), Adjoints(lin), Paths(lin)
     initial = InitialState(lin)
-    noise = SignalToNoise(lin) if asked["signal_to_noise"] else None
-    hops = Hops(lin) if asked["hops"] and trace.cell.keep else None
-    places = OriginSteps(lin) if asked["origin_step"] else None
+    noise = SignalToNoise(lin) if asked.signal_to_noise else None
+    hops = Hops(lin) if asked.hops and trace.cell.keep else None
+    places = OriginSteps(lin) if asked.origin_step else None
     used = [each for each in (ledger, adjoints, paths, initial, noise, hops, places) if each is not None]
-    first = sweep(lin, used, tolerance, max_lag, progress)
+    first = sweep(lin, used, asked.tolerance, asked.max_lag, progress)
 
     parameters, residual, error = ledger.terms(trace.weight_gradients, first)
     states, state_residual = initial.finish(trace.initial_gradient, first)
-    residual = (
-        float(np.nanmax([residual, state_residual])) if not np.isnan([residual, state_residual]).all() else residual
-    )
-    steps = trace.steps
-    nothing = np.full(steps, np.nan)
     tail = None
     if first is not None:
-        size = ledger.tail_norm
-        limit = None if first - 1 == max_lag else tolerance
-        tail = Tail(first, ledger.tail_share, float(np.log10(size)) if size else -np.inf, limit)
-        if limit is None:
-            missing.append(Missing("tail.tolerance", "lags were told apart up to max_lag, whatever was left"))
+        size, by_hand = ledger.tail_norm, first - 1 == asked.max_lag
+        log10 = float(np.log10(size)) if size else -np.inf
+        tail = Tail(first, ledger.tail_share, log10, None if by_hand else asked.tolerance)
+    demand = None
+    if asked.demand is not None:
+        demand = measure(trace.gradient, trace.x, method=asked.demand, lengths=trace.ends())
+    horizon, cancellation = ledger.horizon(), ledger.cancellation()
+    missing = _left_out(trace, asked)
+    if own:
+        missing.append(Missing("share" if trace.weight_gradients else "residual", own))
+    if tail is not None:
         missing.append(Missing("lists", f"from lag {first} on beyond the tolerance: swept as one stream, exact in sum"))
-    signal = nothing
-    if noise is None:
-        missing.append(Missing("signal_to_noise", "not asked for"))
-    else:
-        signal = noise.finish(ledger.norms)
-        if trace.batch == 1:
-            missing.append(Missing("signal_to_noise", "one sequence has no variance over sequences"))
-    if hops is None:
-        missing.append(Missing("hops", "the cell has no carry port" if trace.cell.keep is None else "not asked for"))
-    if bias != "all":
-        missing.append(Missing("bias", "told only where it crosses a level of the horizon"))
-        missing.append(Missing("cosine", "told where the bias is"))
-    if trace.cell.keep is None:
-        missing.append(Missing("units.timescale", "the cell has no gate on its carry"))
-    horizon = ledger.horizon()
+        if tail.tolerance is None:
+            missing.append(Missing("tail.tolerance", "lags were told apart up to max_lag, whatever was left"))
     for level, value in horizon.items():
         if value is None:
             why = f"the bias stays above {level:g} as far as lags are told apart"
-            missing.append(Missing(f"horizon.{level:g}", why if ledger.cancellation() else "the gradient is zero"))
-    demand = None
-    if demand_method is None:
-        missing.append(Missing("demand", "not asked for"))
-    else:
-        demand = measure(trace.gradient, trace.x, method=demand_method, lengths=trace.ends())
-        if demand.missing:
-            missing.append(Missing("demand", demand.missing))
-    told = adjoints.finish()
+            missing.append(Missing(f"horizon.{level:g}", why if cancellation else "the gradient is zero"))
+    if demand is not None and demand.missing:
+        missing.append(Missing("demand", demand.missing))
     return LayerFlow(
         name=trace.name,
         cell=trace.cell.name,
         convention=trace.cell.convention,
-        steps=steps,
+        steps=trace.steps,
         batch=trace.batch,
         hidden_size=trace.hidden_size,
         input_size=trace.x.shape[-1],
         dtype=str(trace.dtype).removeprefix("torch."),
         lag=lag,
         loss_steps=tuple(origins),
-        residual=residual,
+        residual=float(np.fmax(residual, state_residual)),
         error=error,
-        cancellation=ledger.cancellation(),
-        adjoint=told,
+        cancellation=cancellation,
+        share=ledger.share(),
+        adjoint=adjoints.finish(),
         parameters=parameters,
         initial_state=states,
         demand=demand,
         paths=paths.finish(),
         hops=hops.finish() if hops else None,
-        signal_to_noise=signal,
+        signal_to_noise=noise.finish(ledger.norms) if noise else np.full(trace.steps, np.nan),
         bias=ledger.bias(),
         cosine=ledger.cosine(),
         horizon=Horizon(horizon),
@@ -191,11 +169,26 @@ def _layer(
         tail=tail,
         origin_step=places.finish() if places else None,
         missing=tuple(missing),
-        share=ledger.share(),
         entering=trace.entering().numpy(),
         bare=trace.bare,
         weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
     )
+
+
+def _left_out(trace: Trace, asked: _Asked) -> list[Missing]:
+    """What was not asked for, or does not exist for this cell or batch."""
+    carry = trace.cell.keep is not None
+    reasons = {
+        "signal_to_noise": "not asked for" if not asked.signal_to_noise else "",
+        "hops": "the cell has no carry port" if not carry else "not asked for" if not asked.hops else "",
+        "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
+        "cosine": "told where the bias is" if asked.bias != "all" else "",
+        "units.timescale": "the cell has no gate on its carry" if not carry else "",
+        "demand": "not asked for" if asked.demand is None else "",
+    }
+    if asked.signal_to_noise and trace.batch == 1:
+        reasons["signal_to_noise"] = "one sequence has no variance over sequences"
+    return [Missing(field, reason) for field, reason in reasons.items() if reason]
 
 
 def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
@@ -212,10 +205,7 @@ def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
     stream(lin, rows, torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device), torch.tensor(origins), [own])
     totals = own.total()
     if low:
-        return (
-            totals,
-            f"shares and bias are of the terms' own sum: autograd's is in {str(trace.dtype).removeprefix('torch.')}",
-        )
-    return totals | dict(
-        trace.weight_gradients
-    ), f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
+        kind = str(trace.dtype).removeprefix("torch.")
+        return totals, f"shares and bias are of the terms' own sum: autograd's is in {kind}"
+    why = f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
+    return totals | dict(trace.weight_gradients), why
