@@ -340,15 +340,16 @@ def _check_writable(output: Path | None) -> None:
 def _show(report: Report, output: Path | None, form: str) -> None:
     if output is not None:
         report.save_html(output)
-        click.echo(f"throughtime: the report is in {output.resolve()}", err=True)
     if form == "json":
         click.echo(report.to_json(indent=1))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from throughtime.report.text import render_report
+        from throughtime.report.text import render_report
 
-    Console(width=None if sys.stdout.isatty() else 110).print(render_report(report))
+        Console(width=None if sys.stdout.isatty() else 110).print(render_report(report))
+    if output is not None:
+        click.echo(f"throughtime: the report is in {output.resolve()}", err=True)
 
 
 def _leave(report: Report, fail_on: str) -> None:

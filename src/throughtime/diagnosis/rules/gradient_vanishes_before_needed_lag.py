@@ -110,7 +110,12 @@ def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
     asks = "it was said to be needed" if said else "the loss still depends on the input"
     text = f"Of the gradient at lag 0, {amount} arrives at lag {worst.lag}, where {asks}."
     if len(short) > 1:
-        text += f" Under {ENOUGH:g} at {lag_words(each.lag for each in short)} of {len(needed.lags)} needed lags."
+        words = lag_words(each.lag for each in short)
+        text += f" Under {ENOUGH:g} at {words}" + (
+            ", that is, at every needed lag."
+            if len(short) == len(needed.lags)
+            else f" of {len(needed.lags)} needed lags."
+        )
     return text
 
 
