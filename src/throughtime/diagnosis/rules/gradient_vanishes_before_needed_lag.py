@@ -108,7 +108,7 @@ def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
     amount = f"{'less than ' if worst.bound else ''}{from_log10(worst.log10)}"
     said = needed.source == "user" and needed.said in (None, worst.lag)
     asks = "it was said to be needed" if said else "the loss still depends on the input"
-    text = f"Of the gradient at lag 0, {amount} arrives at lag {worst.lag}, where {asks}."
+    text = f"Of the gradient, {amount} arrives at lag {worst.lag}, where {asks}."
     if len(short) > 1:
         words = lag_words(each.lag for each in short)
         text += f" Under {ENOUGH:g} at {words}" + (
