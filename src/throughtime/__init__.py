@@ -17,6 +17,7 @@ _PUBLIC = {
     "Finding": "diagnosis.finding",
     "Demand": "demand",
     "ThroughtimeError": "errors",
+    "plot_lags": "plot",
 }
 _MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks")
 
