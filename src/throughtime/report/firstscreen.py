@@ -103,7 +103,8 @@ def _row(report: Report, label: str, sentence: str, finding: Finding | None) -> 
     if label == "reached":
         return Row(label, _reached(report, layer), _of_one(report, layer, sentence), tone)
     if finding is not None:
-        words = sentence.removeprefix(f"{finding.code} {finding.name}: ")
+        where = f"{finding.layer}: " if len(report.flow.layers) > 1 else ""
+        words = where + sentence.removeprefix(where).removeprefix(f"{finding.code} {finding.name}: ")
         tone = "bad" if may_judge and finding.severity != "info" else ""
         return Row(label, f"{finding.code} {spoken(finding.name)}", marked(words), tone)
     if label == "after" and report.verification is not None:

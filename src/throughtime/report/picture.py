@@ -165,7 +165,8 @@ def _asked(frame: Frame, needed: Needed | None) -> str:
     """The words over the band, moved sideways until they stand on the picture."""
     if needed is None or not needed.lags:
         return ""
-    verb = "the loss asks for" if needed.source == "demand" else "said to be needed:"
+    alone = needed.source == "user" and len(needed.lags) == 1
+    verb = "said to be needed:" if alone else "the loss asks for"
     words = f"{verb} {lag_words(needed.lags)}"
     inside = [lag for lag in needed.lags if lag < frame.lags]
     if not inside:
