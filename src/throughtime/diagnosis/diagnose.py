@@ -62,10 +62,11 @@ def diagnose(
             raise InputError("verify without a loss", "a loss to train on", "pass loss=…")
         from throughtime.diagnosis.probe import probe
 
-        return judge(probe(model, given, layers, progress, **options), needed_lag, history)
+        report = judge(probe(model, given, layers, progress, **options), needed_lag, history)
+        return replace(report, title=type(model).__name__)
     step = as_step(loss)
     flow = measure(model, given, step, layers, progress, **options)
-    report = judge(flow, needed_lag, history)
+    report = replace(judge(flow, needed_lag, history), title=type(model).__name__)
     if verify:
         report = verified(report, factory or model, model, given, step, verify_steps, verify_seeds, progress, options)
     return report
