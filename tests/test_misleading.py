@@ -38,6 +38,28 @@ def test_a_limit_on_lags_is_neither_a_reached_nor_a_vanished_gradient():
     assert "what arrives at lag 40 was not told apart" in said(report)
 
 
+def test_a_check_that_could_not_look_says_so():
+    torch.manual_seed(0)
+    report = tt.diagnose(Reader(), torch.randn(60, 64, 1), mean_square, needed_lag=40, max_lag=5)
+    assert dict(report.headline())["finding"].startswith("Cannot judge: lags were told apart up to 5 only")
+
+
+def test_pairs_that_begin_alike_are_not_several():
+    def factory():
+        torch.manual_seed(0)
+        return Reader()
+
+    x = torch.randn(40, 32, 1)
+    with pytest.raises(tt.ThroughtimeError, match="the same initial parameters under two seeds"):
+        tt.diagnose(factory(), x, mean_square, needed_lag=38, verify=True, factory=factory, verify_steps=1)
+
+
+def test_a_loss_that_was_misread_says_how():
+    with pytest.raises(TypeError) as error:
+        tt.diagnose(Reader(), (torch.randn(9, 4, 1), torch.randn(4)), lambda a, b: mean_square(a(b[0])))
+    assert "read as a criterion fn(output, target)" in error.value.__notes__[0]
+
+
 def test_a_layer_with_a_short_memory_after_one_with_a_long_memory_is_no_fault():
     class Series(nn.Module):
         def __init__(self) -> None:

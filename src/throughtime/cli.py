@@ -53,7 +53,7 @@ input_options = _together(
     click.option(
         "--data",
         required=True,
-        help="package.module:batches, or a file .npy or .npz (x, and y where there are targets).",
+        help="package.module:batches, or a file .npy or .npz (x, and y where there are targets), time first for bare weights.",
     ),
     click.option(
         "--loss",
@@ -87,16 +87,26 @@ input_options = _together(
         "--gates", default="", help="Bare weights: the order of the gates, such as zrh; default the cell's in torch."
     ),
     click.option(
-        "--layout", type=click.Choice(["W@x", "x@W"]), default="W@x", help="Bare weights: gates in rows, or in columns."
+        "--layout",
+        type=click.Choice(["W@x", "x@W"]),
+        default="W@x",
+        show_default=True,
+        help="Bare weights: gates in rows, or in columns.",
     ),
     click.option(
         "--reset",
         type=click.Choice(["before", "after"]),
         default="after",
+        show_default=True,
         help="Bare GRU weights: before or after the product.",
     ),
     click.option(
-        "--z", "z", type=click.Choice(["keeps", "takes"]), default="keeps", help="Bare GRU weights: what z multiplies."
+        "--z",
+        "z",
+        type=click.Choice(["keeps", "takes"]),
+        default="keeps",
+        show_default=True,
+        help="Bare GRU weights: what z multiplies.",
     ),
 )
 
@@ -140,7 +150,8 @@ def _foreign(error: Exception) -> str:
         if not frame.filename.startswith((ours, *libraries))
         and (not frame.filename.startswith(stdlib) or "site-packages" in frame.filename)
     ]
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    words = " ".join([str(error), *getattr(error, "__notes__", [])]).split()
+    said = f"{type(error).__name__}: {' '.join(words)}".rstrip(": ")
     if not theirs and frames[-1].filename.startswith(ours):
         place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
         return f"got {said} ({place}): a fault of throughtime; do this: report it, with {TRACEBACK}=1 for the traceback"

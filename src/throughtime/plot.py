@@ -42,5 +42,5 @@ def _layer(flow: Flow, name: str | None) -> LayerFlow:
     if name is None and len(flow.layers) == 1:
         return next(iter(flow.layers.values()))
     if name is None or name not in flow.layers:
-        raise InputError(f"layer {name!r}", f"one of {', '.join(flow.layers)}", "name the layer to plot")
+        raise InputError(f"layer {name!r}", f"one of {', '.join(flow.layers)}", "pass layer=… of them")
     return flow.layers[name]

@@ -133,7 +133,7 @@ class Record:
         """What was recorded, one trace a layer that the backward pass reached. Raises RecordError, see `flow`."""
         if self._mode is not None:
             raise RecordError(
-                "traces asked for inside the block", "the block to be closed", "call flow() after the with block"
+                "flow() asked for inside the block", "the block to be closed", "call flow() after the with block"
             )
         if self._refused:
             raise self._refused[0]

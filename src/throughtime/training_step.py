@@ -43,7 +43,16 @@ def as_step(loss: Callable[..., Tensor]) -> Step:
                 "batches (x, y)",
                 "give targets, or write the loss as fn(model, batch)",
             )
-        return loss(model(parts[0]), parts[1])
+        output = model(parts[0])
+        try:
+            return loss(output, parts[1])
+        except Exception as error:
+            first = names[0] if names else "output"
+            error.add_note(
+                f"The loss was read as a criterion fn(output, target), for its first parameter is called {first!r}; "
+                "for fn(model, batch) call it model."
+            )
+            raise
 
     return _scalar(criterion)
 

@@ -161,10 +161,14 @@ def verify(
             clip,
         )
         runs: list[tuple[_Run, _Run]] = []
+        starts: list[list[Tensor]] = []
         total = 2 * len(seeds) * steps
         try:
             for pair, seed in enumerate(seeds):
                 untreated = _fresh(model, seed, notes)
+                start = [parameter.detach().clone() for parameter in untreated.parameters()]
+                _check_other(start, starts)
+                starts.append(start)
                 treated = _treat(untreated, remedy, layer, evidence)
                 first, second = (
                     _train(network, plan, seed, _tick(progress, (2 * pair + i) * steps, total, f"seed {seed}, {name}"))
@@ -260,6 +264,16 @@ def _split(batches: Batch | Iterable[Batch], steps: int, hold_out: bool) -> tupl
     taken = as_batches(batches, most)
     held = math.ceil(len(taken) / HELD_OUT) if hold_out and len(taken) > 1 else 0
     return taken[: len(taken) - held], taken[len(taken) - held :]
+
+
+def _check_other(start: list[Tensor], starts: list[list[Tensor]]) -> None:
+    """Pairs that begin alike are one pair: an interval over them would have no width."""
+    if any(all(map(torch.equal, start, other)) for other in starts):
+        raise InputError(
+            "the same initial parameters under two seeds",
+            "parameters that torch's random numbers decide",
+            "leave torch.manual_seed out of the factory",
+        )
 
 
 def _fresh(model: nn.Module | Callable[[], nn.Module], seed: int, notes: list[str]) -> nn.Module:

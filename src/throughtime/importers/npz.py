@@ -69,7 +69,9 @@ class Convention:
         ]
         if sorted(letters) != sorted(cell.gates):
             raise InputError(
-                f"gate order {self.gates!r}", f"the letters {''.join(cell.gates)} in some order", "declare gates=…"
+                f"gate order {self.gates!r}",
+                f"the letters {''.join(cell.gates)} in some order (h is n, c is g)",
+                "declare gates=…",
             )
         return [letters.index(gate) for gate in cell.gates]
 
@@ -87,6 +89,12 @@ def recurrent(arrays: dict[str, np.ndarray], convention: Convention) -> Recurren
             )
     order, bias = convention.order(cell), found["bias_ih"]
     if bias is not None and bias.ndim == 2 and len(bias) == 2 and found["bias_hh"] is None:
+        if convention.cell == "gru" and convention.reset == "before":
+            raise InputError(
+                "a bias of two rows and reset='before'",
+                "reset='after', to which two rows belong",
+                "declare reset=after (--reset)",
+            )
         found["bias_ih"], found["bias_hh"] = bias
     read = [
         _restack(found[name], name, dimensions, order, convention.layout)

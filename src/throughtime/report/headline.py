@@ -35,10 +35,25 @@ def headline(report: Report) -> list[tuple[str, str]]:
             ("try", "Say how far back the loss has to see, needed_lag=… (--needed-lag), or give more sequences.")
         )
     else:
-        lines.append(("finding", "No fault found."))
+        lines.append(("finding", _nothing_found(report)))
     if report.verification is not None:
         lines.append(("after", after_sentence(report.verification)))
     return lines
+
+
+def _nothing_found(report: Report) -> str:
+    """Why no stable rule fired although something is needed."""
+    far = [(report.flow.layers[need.layer], need.farthest) for need in report.needed if need.farthest is not None]
+    for layer, lag in far:
+        if layer.tail is not None and layer.tail.tolerance is None and layer.tail.first_lag <= lag < layer.steps:
+            told = layer.tail.first_lag - 1
+            return f"Cannot judge: lags were told apart up to {told} only, and {lag} is needed. Raise max_lag."
+    if any(lag < layer.steps and not layer.log10_arriving[lag] >= -3 for layer, lag in far):
+        return (
+            "No fault found: little arrives at the farthest needed lag, but every needed lag is within reach of the one "
+            "before it, and such tasks were seen to be learned step by step (TT101)."
+        )
+    return "No fault found."
 
 
 def needed_sentence(layer: LayerFlow, need: Needed) -> str:
@@ -57,7 +72,8 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
             )
         else:
             told = (
-                f"No demand was detected (B={demand.sequences}), which is not “not needed”: {blind} of inputs, its power grows "
+                f"No demand was detected (B={demand.sequences}, largest z {np.nanmax(demand.z):.1f} against "
+                f"{demand.threshold:.1f}), which is not “not needed”: {blind} of inputs, its power grows "
                 "with B, and a lag that the network has already learned no longer shows."
             )
     if need.said is not None:

@@ -62,10 +62,12 @@ def render_layer(layer: LayerFlow) -> RenderableType:
     """One layer: what it is, the ledger's residual, and supply against demand at some lags."""
     told = ", ".join(f"{name} {value}" for name, value in layer.convention.items())
     kind = layer.cell.upper() + (f" ({told})" if told else "")
-    loss = "every step" if len(layer.loss_steps) == layer.steps else f"{len(layer.loss_steps)} of {layer.steps} steps"
+    where = "every step" if len(layer.loss_steps) == layer.steps else f"{len(layer.loss_steps)} of {layer.steps} steps"
+    # Above another layer stands the loss; what enters below one may be that layer's gradient.
+    enters = f"{'loss' if layer.lag == 'total' else 'gradient enters'} at {where}"
     table = Table(
         title=f"{layer.name}: {kind}, {layer.hidden_size} units, {layer.steps} steps × "
-        f"{layer.batch} sequences, loss at {loss}; residual {_short(layer.residual)}",
+        f"{layer.batch} sequences, {layer.dtype}, {enters}; residual {_short(layer.residual)}",
         title_justify="left",
         title_style="bold",
     )
@@ -86,8 +88,13 @@ def render_layer(layer: LayerFlow) -> RenderableType:
             row.append(f"{_short(layer.demand.z[lag])}{' *' if asked else ''}")
             style = "bold" if asked else None
         table.add_row(*row, style=style)
+    table.caption = (
+        "arrives: what is left of the gradient at this lag; share: of the gradient of all weights; bias beyond: what cutting "
+        "after this lag changes; then the paths by which it came here from the lag before"
+    )
+    table.caption_justify = "left"
     if layer.tail is not None:
-        table.caption = f"beyond lag {layer.tail.first_lag - 1}, not told apart: share {layer.tail.share:.1e}"
+        table.caption += f"; beyond lag {layer.tail.first_lag - 1}, not told apart: share {layer.tail.share:.1e}"
     return table
 
 
@@ -109,7 +116,7 @@ def _short(value: float) -> str:
 def _percent(value: float) -> str:
     if np.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %" if abs(value) >= 5e-4 or value == 0 else f"{value:.0e}"
+    return f"{100 * value:.1f} %" if abs(value) >= 5e-4 or value == 0 else f"{100 * value:.0e} %"
 
 
 def _plain(what: RenderableType, width: int) -> str:

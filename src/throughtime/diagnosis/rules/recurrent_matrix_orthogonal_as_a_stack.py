@@ -76,7 +76,7 @@ class RecurrentMatrixOrthogonalAsAStack(Rule):
                 EXACT,
                 f"{name} is orthogonal as a stack of {len(blocks)} gates, and no gate's matrix is: their singular values lie "
                 f"between {number(gains.min(), 2)} and {number(gains.max(), 2)}, root mean square {number(size, 2)}.",
-                "One orthogonal matrix for each gate, W_gᵀ W_g = I: "
+                "Before training, one orthogonal matrix for each gate, W_gᵀ W_g = I: "
                 f"`for block in {access(layer.attribute)}.{name.rpartition('.')[2]}.data.chunk({len(blocks)}): "
                 "torch.nn.init.orthogonal_(block)`",
             )
