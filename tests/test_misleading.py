@@ -33,15 +33,18 @@ def mean_square(output):
 
 def test_a_limit_on_lags_is_neither_a_reached_nor_a_vanished_gradient():
     torch.manual_seed(0)
-    report = tt.diagnose(Reader(), torch.randn(60, 64, 1), mean_square, needed_lag=40, demand=False, max_lag=5)
+    model, x = Reader(), torch.randn(60, 64, 1)
+    with record(model) as rec:
+        mean_square(model(x)).backward()
+    report = rec.flow(max_lag=5, demand=False).diagnose(needed_lag=40)
     assert codes(report) == {}
     assert "what arrives at lag 40 was not told apart" in said(report)
-
-
-def test_a_check_that_could_not_look_says_so():
-    torch.manual_seed(0)
-    report = tt.diagnose(Reader(), torch.randn(60, 64, 1), mean_square, needed_lag=40, max_lag=5)
     assert dict(report.headline())["finding"].startswith("Cannot judge: lags were told apart up to 5 only")
+
+
+def test_a_check_that_cannot_look_is_an_error():
+    with pytest.raises(tt.ThroughtimeError, match="needed_lag=40 beyond max_lag=5"):
+        tt.diagnose(Reader(), torch.randn(60, 64, 1), mean_square, needed_lag=40, max_lag=5)
 
 
 def test_pairs_that_begin_alike_are_not_several():

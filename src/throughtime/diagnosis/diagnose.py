@@ -56,6 +56,11 @@ def diagnose(
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
     history = History.of(history)  # what cannot be read is told before the work
+    told = options.get("max_lag")
+    if needed_lag is not None and told is not None and needed_lag > told:
+        raise InputError(
+            f"needed_lag={needed_lag} beyond max_lag={told}", "a needed lag that is told apart", "raise max_lag"
+        )
     given = as_batches(batches, limit)
     if loss is None:
         if verify:
