@@ -79,7 +79,7 @@ def main() -> None:
     (ROOT / "docs/rules.md").write_text(rules_page(), encoding="utf-8")
     with bar() as tell:
         report = digits_report(tell)
-    (ROOT / PICTURE).write_text(str(picture(report, main_layer(report), 720, alone=True)), encoding="utf-8")
+    (ROOT / PICTURE).write_text(str(picture(report, main_layer(report), 720, standalone=True)), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.compile(r"(<!-- digits:.*?-->\n).*?(<!-- end -->)", re.S)
     readme = block.sub(lambda found: found[1] + first_screen(report) + "\n" + found[2], readme)

@@ -118,8 +118,8 @@ def _of_one(report: Report, layer: LayerFlow, sentence: str) -> Markup:
     return marked(sentence.removeprefix(f"{layer.name}: ") if len(report.flow.layers) > 1 else sentence)
 
 
-def picture(report: Report, layer: LayerFlow, width: int, alone: bool = False) -> Markup:
-    """Supply and demand of a layer; on the first screen with its treated twin or its sister layers."""
+def picture(report: Report, layer: LayerFlow, width: int, alone: bool = False, standalone: bool = False) -> Markup:
+    """Supply and demand of a layer; unless `alone`, with its treated twin or its sister layers. standalone: as a file."""
     curves = [curve_of(layer)] if alone else _curves(report, layer)
     svg = supply_and_demand(
         curves,
@@ -127,6 +127,7 @@ def picture(report: Report, layer: LayerFlow, width: int, alone: bool = False) -
         layer.demand,
         width=width,
         horizons=_horizons(report, layer),
+        standalone=standalone,
     )
     return Markup(svg)
 
