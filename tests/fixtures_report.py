@@ -228,10 +228,10 @@ def _window(share: np.ndarray, rest: float) -> int:
 
 
 def _units(count: int, rng: np.random.Generator) -> tuple[Unit, ...]:
-    kinds = ("short-term", "long-term", "resetting", "dead", "unclear")
+    kinds = ("short-term", "long-term", "resetting", "dead")
     units = []
     for index in range(count):
-        kind = kinds[int(rng.choice(5, p=[0.6, 0.2, 0.1, 0.05, 0.05]))]
+        kind = kinds[int(rng.choice(4, p=[0.6, 0.2, 0.1, 0.1]))]
         timescale = float(10 ** rng.uniform(0.1, 2))
         half_life = math.nan if kind == "dead" else math.log(2) * timescale * float(rng.uniform(0.4, 1.2))
         units.append(Unit(index, timescale, half_life, kind, f"carry gate averages {math.exp(-1 / timescale):.2f}"))

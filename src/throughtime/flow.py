@@ -89,7 +89,7 @@ class Tail:
 class Unit:
     """One unit: its gate timescale −1/⟨ln carry⟩, the measured half-life of its adjoint (both in steps), and its class.
 
-    kind: "long-term", "short-term", "resetting", "dead" or "unclear"; rule: the words of the rule that made it so.
+    kind: "long-term", "short-term", "resetting" or "dead"; rule: the words of the rule that made it so.
     """
 
     unit: int

@@ -16,7 +16,6 @@ KINDS = {
     "short-term": ("--tt-one", "diamond"),
     "resetting": ("--tt-two", "square"),
     "dead": ("--tt-faint", "x"),
-    "unclear": ("--tt-three", "circle-open"),
 }
 
 
@@ -67,7 +66,7 @@ def _line(units: list[Unit]) -> Figure:
 
 def _points(kind: str, units: list[Unit]) -> Figure:
     chosen = [unit for unit in units if unit.kind == kind]
-    colour, symbol = KINDS.get(kind, KINDS["unclear"])
+    colour, symbol = KINDS[kind]
     return {
         "type": "scatter",
         "mode": "markers",
