@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow lint types calibrate bench readme clean
+.PHONY: demo demo-opus test test-slow lint types calibrate bench readme reproduce clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -37,6 +37,9 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+reproduce: $(VENV)/.dev
+	$(BIN)/python -m reproduce
 
 readme: $(VENV)/.dev
 	$(BIN)/python scripts/readme.py

@@ -1,0 +1,1 @@
+"""The studies behind the documentation's pages: every figure and number there is made here (`make reproduce`)."""
