@@ -297,3 +297,12 @@ def test_errors_say_what_was_expected(fails, words):
     with pytest.raises(tt.ThroughtimeError) as error:
         fails()
     assert words in str(error.value)
+
+
+def test_norms_of_what_is_too_small_to_be_squared():
+    cell, x, gradient = scene(0)
+    terms = cell.run(x, **theory.case("z=r=0", 8)).terms("U_z", gradient)
+    far = terms.transport[-1]
+    assert not far.square().any()
+    expected = 2.0**-600 * torch.linalg.vector_norm(far * 2.0**600)
+    torch.testing.assert_close(terms.transport_norm[-1], expected, rtol=1e-12, atol=0)

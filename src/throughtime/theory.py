@@ -237,19 +237,26 @@ class Terms:
     @property
     def norm(self) -> Tensor:
         """(t,): Frobenius norm of each term."""
-        return torch.linalg.matrix_norm(self.values)
+        return _norms(self.values)
 
     @property
     def transport_norm(self) -> Tensor:
         """(t,): ‖∂L_t/∂h_k‖."""
-        return torch.linalg.vector_norm(self.transport, dim=1)
+        return _norms(self.transport)
 
     @property
     def immediate_norm(self) -> Tensor:
         """(t,): ‖∂⁺h_k/∂θ‖, over all units and entries of θ."""
-        return torch.linalg.matrix_norm(self.matrix) * torch.linalg.vector_norm(self.operand, dim=1)
+        return _norms(self.matrix) * _norms(self.operand)
 
     @property
     def by_unit(self) -> Tensor:
         """(t, H): Σ_n |term[j, n]|, what each term puts into row j of θ."""
         return self.values.abs().sum(-1)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """(t,): the norm of each row of (t, …), whose squares may underflow."""
+    flat = rows.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    return torch.linalg.vector_norm(flat / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1) * largest[:, 0]
