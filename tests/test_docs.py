@@ -1,11 +1,10 @@
 """The code of every page runs, prints what the page says, and makes the page's figures.
 
-Every Markdown file is read, without a list. `pytest tests/test_docs.py --update-examples` writes outputs and figures anew.
+Every Markdown file is read, without a list. `pytest tests/test_docs.py --update-docs` writes outputs and figures anew.
 
-A page's ```python blocks run in order, in one namespace and in an empty folder. `print` is compared with the `#>` comment or
-the text in triple quotes below it. A page whose code speaks of the reader's own model begins with `<!-- given: NAMES -->`, the
-names of `GIVEN` that it uses. `throughtime …` in other blocks is parsed by the command line itself. A figure of a page is what
-its code saves: howto/gru.md shows images/howto-gru-NAME.svg and saves NAME.svg.
+A page's ```python blocks run in order, in one namespace and in an empty folder. A page whose code speaks of the reader's own
+model begins with `<!-- given: NAMES -->`, of those in `given`. `throughtime …` in other blocks is parsed by the command line
+itself. A figure that the code of howto/gru.md saves as NAME.svg is shown there as images/howto-gru-NAME.svg.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from pytest_examples import CodeExample, EvalExample, find_examples
 from torch import nn
 
+import pages
 from throughtime import cli
 from throughtime.tasks.digits import one_thread
 
@@ -63,28 +62,22 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def code_of(page: Path) -> list[CodeExample]:
-    return [example for example in find_examples(page) if example.prefix.split()[0] == "python"]
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of)
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
-    page: Path, eval_example: EvalExample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
+    update = pytestconfig.getoption("update_docs")
     text = page.read_text(encoding="utf-8")
     names = re.match(r"<!-- given: ([\w ,]+) -->", text)
-    space = given(names[1].split(", ")) if names else {}
-    folder = tmp_path / "where-the-reader-stands"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    eval_example.set_config(line_length=110)
-    torch.manual_seed(0)
-    run = eval_example.run_print_update if eval_example.update_examples else eval_example.run_print_check
-    with one_thread(), matplotlib.rc_context({"svg.hashsalt": "throughtime", "svg.fonttype": "none"}):
-        for example in code_of(page):
-            space |= run(example, module_globals=space, rewrite_assertions=False)
-    matplotlib.pyplot.close("all")
-    compare_figures(page, folder, eval_example.update_examples)
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(), one_thread(), matplotlib.rc_context({"svg.hashsalt": "tt", "svg.fonttype": "none"}):
+        torch.manual_seed(0)
+        now = pages.run(page, {"__name__": "page"} | (given(names[1].split(", ")) if names else {}))
+        matplotlib.pyplot.close("all")
+    if update:
+        page.write_text(now, encoding="utf-8")
+    assert now.splitlines() == page.read_text(encoding="utf-8").splitlines()
+    compare_figures(page, tmp_path, update)
 
 
 def compare_figures(page: Path, folder: Path, update: bool) -> None:
@@ -96,7 +89,6 @@ def compare_figures(page: Path, folder: Path, update: bool) -> None:
         new = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", made.read_text(), flags=re.DOTALL)
         if update:
             kept.write_text(new, encoding="utf-8")
-            continue
         old = kept.read_text(encoding="utf-8")
         assert NUMBER.sub("#", new) == NUMBER.sub("#", old), f"{kept.name} is not what the page's code makes"
         np.testing.assert_allclose(*([float(n) for n in NUMBER.findall(svg)] for svg in (new, old)), atol=1, rtol=0)
@@ -117,3 +109,35 @@ def test_the_commands_of_a_page_are_the_command_lines_own(page: str, words: list
     command = cli.main.commands[words[0]]
     with contextlib.suppress(click.exceptions.Exit):  # --help
         command.make_context(words[0], words[1:])
+
+
+CODE = """Text.
+
+```python
+x = 2
+for i in range(2):
+    print(i * x)
+{}print(
+    "a\\nb"
+)
+{}```
+
+```python
+print(x)
+{}```
+"""
+
+
+def test_code_that_does_not_print_what_its_page_says_is_seen(tmp_path: Path) -> None:
+    page, right = tmp_path / "page.md", CODE.format("#> 0\n#> 2\n", "#> a\n#> b\n", "#> 2\n")
+    for told in (right, CODE.format("#> 1\n", "", "#> 3\n#> 4\n")):
+        page.write_text(told)
+        assert pages.run(page, {}) == right
+
+
+def test_a_failure_names_the_page_and_its_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Text.\n\n```python\nx = 1\nx / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as told:
+        pages.run(page, {})
+    assert (Path(told.traceback[-1].path).name, told.traceback[-1].lineno + 1) == ("page.md", 5)
