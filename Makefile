@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow lint types calibrate bench readme reproduce clean
+.PHONY: demo demo-opus test test-slow lint types calibrate bench readme reproduce docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -43,6 +43,13 @@ reproduce: $(VENV)/.dev
 
 readme: $(VENV)/.dev
 	$(BIN)/python scripts/readme.py
+
+# The banner that is switched off is its maker's advertisement.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	rm -rf $(VENV) build dist site demo.html demo-opus.html

@@ -44,7 +44,8 @@ def chrono_(module: M, max_lag: int, generator: torch.Generator | None = None) -
         InputError: no gated layer inside, a layer without biases or with one tensor for both, a `max_lag` that is no
             integer or below 3.
         UnsupportedError: a bias that is computed (a parametrization), where a value written would be lost.
-        Nothing has been changed when an error is raised.
+
+    Nothing has been changed when an error is raised.
 
     Source: Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", ICLR, arXiv:1804.11188. The
     GRU's bias is that of the forget gate, in the sense of torch's z.

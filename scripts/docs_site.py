@@ -1,0 +1,251 @@
+"""A hook of mkdocs: the pages of the site that are made and not written.
+
+Rules and remedies from their registries, Python from `throughtime.__all__`, the command line from click, JSON from the schema.
+A new rule, remedy, public name or option has its place here without anyone editing a page. In a page, `<!-- site: NAME -->`
+stands for a part that is made; in mkdocs.yml's nav, `FOLDER/*` for all pages made in that folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import throughtime
+from throughtime.cli import main as command_line
+from throughtime.diagnosis.rule import Rule
+from throughtime.diagnosis.rule import registry as rules
+from throughtime.remedies import Remedy, registered, treating
+
+ROOT = Path(__file__).parent.parent
+SCHEMA = ROOT / "src/throughtime/report/schema.json"
+PART = re.compile(r"<!-- site: (?P<name>[\w-]+) -->")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made, and give them their places in the navigation."""
+    made = pages()
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    files.append(File.generated(config, "schema.json", content=SCHEMA.read_text(encoding="utf-8")))
+    config.nav = _filled(config.nav, sorted(made))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put made parts into their places."""
+    return PART.sub(lambda found: PARTS[found["name"]](), markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """The explorer, once there is a command that makes it."""
+    if "explore" in command_line.commands:
+        explorer = Path(config.site_dir) / "explorer.html"
+        subprocess.run([sys.executable, "-m", "throughtime.cli", "explore", "-o", str(explorer)], check=True)
+
+
+def pages() -> dict[str, str]:
+    """Every page that is made, by its path below docs/."""
+    made = {f"rules/{rule.code}.md": _rule(rule) for rule in rules().values()}
+    made |= {f"remedies/{remedy.name}.md": _remedy(remedy) for remedy in registered().values()}
+    made |= {f"reference/{module}.md": _reference(module, names) for module, names in public().items()}
+    return made
+
+
+def _filled(nav: Any, made: list[str]) -> Any:
+    """The navigation with each FOLDER/* replaced by the pages made there."""
+    if isinstance(nav, dict):
+        return {title: _filled(part, made) for title, part in nav.items()}
+    if not isinstance(nav, list):
+        return nav
+    filled: list[Any] = []
+    for part in nav:
+        if isinstance(part, str) and part.endswith("/*"):
+            filled += [path for path in made if path.startswith(part[:-1])]
+        else:
+            filled.append(_filled(part, made))
+    return filled
+
+
+# --- rules and remedies ---------------------------------------------------------------------------------------------------
+
+
+def weight(rule: Rule) -> str:
+    """What a finding of the rule counts for."""
+    return "preview" if rule.preview else rule.severity
+
+
+def _rule(rule: Rule) -> str:
+    remedies = ", ".join(f"[{each.name}](../remedies/{each.name}.md)" for each in treating(rule.code))
+    applied = f" · remedy that is applied and measured: {remedies}" if remedies else ""
+    return (
+        f"# {rule.code} {rule.name}\n\n{weight(rule)}{applied} · in a terminal: `throughtime explain {rule.code}`\n\n"
+        f"{_linked(rule.text(), 'rules')}\n"
+    )
+
+
+def _remedy(remedy: Remedy) -> str:
+    treats = ", ".join(f"[{code} {rules()[code].name}](../rules/{code}.md)" for code in remedy.treats)
+    safe = "only initial values; your training code and checkpoints stay as they are" if remedy.safe else "the model"
+    references = "\n".join(f"- {reference}" for reference in remedy.references)
+    text = _linked(inspect.cleandoc(type(remedy).__doc__ or ""), "remedies")
+    return (
+        f"# {remedy.name}\n\n{text}\n\n## Facts\n\n- Treats: {treats}\n- Changes: {safe}\n- Sets: {remedy.formula}\n"
+        f"- Needs to know: {', '.join(f'`{name}`' for name in remedy.evidence) or 'nothing'}\n"
+        f"- Tried out by `throughtime diagnose … --verify`, which trains pairs of networks with and without it\n\n"
+        f"## References\n\n{references}\n"
+    )
+
+
+def _linked(docstring: str, folder: str) -> str:
+    """Pages that a docstring names by their path in the repository, and rules that it names by code, as links."""
+    text = re.sub(r"(?<![`/])docs/([\w-]+)\.md", r"[\1](../\1.md)", docstring)
+
+    up = "" if folder == "rules" else "../rules/"
+
+    def link(found: re.Match[str]) -> str:
+        return f"[{found[0]}]({up}{found[0]}.md)" if found[0] in rules() else found[0]
+
+    code = ("    ", "#")  # and headings
+    return "\n".join(line if line.startswith(code) else re.sub(r"\bTT\d{3}\b", link, line) for line in text.split("\n"))
+
+
+def rules_table() -> str:
+    """All rules, one line each."""
+    lines = [f"| [{r.code}](rules/{r.code}.md) | {r.name} | {weight(r)} | {r.summary()} |" for r in rules().values()]
+    return "\n".join(["| code | name | weight | says |", "|---|---|---|---|", *lines])
+
+
+def remedies_table() -> str:
+    """All remedies, one line each."""
+    lines = [
+        f"| [{r.name}](remedies/{r.name}.md) | {', '.join(f'[{code}](rules/{code}.md)' for code in r.treats)} | {r.formula} |"
+        for r in registered().values()
+    ]
+    return "\n".join(["| remedy | treats | sets |", "|---|---|---|", *lines])
+
+
+# --- Python ---------------------------------------------------------------------------------------------------------------
+
+
+def public() -> dict[str, list[str]]:
+    """Public names by the module that defines them; a name that is itself a module: everything public in it."""
+    found: dict[str, list[str]] = {}
+    for name in throughtime.__all__:
+        value = getattr(throughtime, name)
+        if inspect.ismodule(value):
+            found.setdefault(value.__name__.removeprefix("throughtime."), []).append(name)
+        elif not name.startswith("__"):
+            found.setdefault(value.__module__.removeprefix("throughtime."), []).append(name)
+    return dict(sorted(found.items(), key=lambda item: item[1][0].lower()))
+
+
+def _reference(module: str, names: list[str]) -> str:
+    path = f"throughtime.{module}"
+    loaded = import_module(path)
+    whole = module in names
+    own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", None) == path and key[0] != "_"]
+    # The classes beside a public function are what it takes or gives back.
+    members = [*names, *(key for key in own if key not in names and inspect.isclass(vars(loaded)[key]))]
+    if whole:
+        members = list(getattr(loaded, "__all__", own))
+    members = [key for key in members if key != module]
+    title = ", ".join(f"tt.{name}" for name in names)
+    blocks = []
+    for key in members:
+        value = getattr(loaded, key)
+        if callable(value):
+            blocks.append(f"::: {value.__module__}.{value.__qualname__}")
+    intro = _linked(inspect.cleandoc(loaded.__doc__ or ""), "reference") if whole else ""
+    return f"---\ntitle: {title}\n---\n\n# {title}\n\n{intro}\n\n" + "\n\n".join(blocks) + "\n"
+
+
+def python_table() -> str:
+    """All public names, with the first line of their docstrings."""
+    lines = []
+    for module, names in public().items():
+        for name in names:
+            first = inspect.cleandoc(getattr(throughtime, name).__doc__ or "").partition("\n")[0].replace("|", "\\|")
+            lines.append(f"| [`tt.{name}`](reference/{module}.md) | {first} |")
+    return "\n".join(["| name | |", "|---|---|", *sorted(lines, key=str.lower)])
+
+
+# --- the command line and JSON --------------------------------------------------------------------------------------------
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    """(command, what its --help prints) of the group and of each command."""
+    context = click.Context(command_line, info_name="throughtime", **command_line.context_settings)
+    yield "throughtime", command_line.get_help(context)
+    for name, command in command_line.commands.items():
+        inner = click.Context(command, parent=context, info_name=name, **command_line.context_settings)
+        yield f"throughtime {name}", command.get_help(inner)
+
+
+def command_line_parts() -> str:
+    """The help of every command."""
+    return "\n\n".join(f"## {name}\n\n```text\n{told}\n```" for name, told in helps())
+
+
+def json_fields() -> str:
+    """The schema as a list of fields."""
+    lines = [f"| `{path}` | {kind} |" for path, kind in _fields(json.loads(SCHEMA.read_text(encoding="utf-8")), "")]
+    return "\n".join(["| field | type |", "|---|---|", *lines])
+
+
+def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    if path:
+        yield path, _kind(schema)
+    for alternative in [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        for name, part in alternative.get("properties", {}).items():
+            yield from _fields(part, f"{path}.{name}" if path else name)
+        extra = alternative.get("additionalProperties")
+        if isinstance(extra, dict) and "properties" in extra:
+            yield from _fields(extra, f"{path}.*")
+        if "properties" in alternative.get("items", {}):
+            yield from (each for each in _fields(alternative["items"], f"{path}[]") if each[0] != f"{path}[]")
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "const" in schema:
+        return f'"{schema["const"]}"'
+    if "enum" in schema:
+        return " or ".join(json.dumps(value) for value in schema["enum"])
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        return " or ".join(dict.fromkeys(_kind(each) for each in several))
+    kinds = schema.get("type", "any")
+    told = " or ".join([kinds] if isinstance(kinds, str) else kinds)
+    return f"{told} of {_kind(schema['items'])}" if "items" in schema and "properties" not in schema["items"] else told
+
+
+# --- the start page -------------------------------------------------------------------------------------------------------
+
+
+def first_screen() -> str:
+    """The README's picture and numbers."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- digits:.*?-->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    assert found is not None
+    return found[1].replace("docs/images/", "images/").replace("<details>", '<details markdown="1">')
+
+
+PARTS = {
+    "first-screen": first_screen,
+    "rules": rules_table,
+    "remedies": remedies_table,
+    "python": python_table,
+    "command-line": command_line_parts,
+    "json": json_fields,
+}
