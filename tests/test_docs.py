@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
