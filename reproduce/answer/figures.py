@@ -25,7 +25,7 @@ def cases() -> str:
     x = torch.randn(STEPS, 8, generator=generator, dtype=torch.float64)
     gradient = torch.randn(24, generator=generator, dtype=torch.float64)
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.6), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, 3, figsize=(9.5, 4), layout="constrained", sharey=True)
         for name, (label, colour, line) in LOOKS.items():
             run = cell.run(x, **theory.case(name, STRENGTH))
             told = run.terms("U_z", gradient), run.terms("U_h", gradient)
@@ -37,7 +37,7 @@ def cases() -> str:
         axes[2].set(title="terms of ∂L/∂U_h")
         for axis in axes:
             axis.set(xlabel="lag t − k")
-        axes[0].legend(loc="lower right", fontsize=10)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         text = svg(figure)
         plt.close(figure)
     return text
