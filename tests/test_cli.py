@@ -494,13 +494,12 @@ CONVENTIONS = {
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_bare_weights_run_as_their_convention_says(throughtime, tmp_path, name):
     from throughtime import sources
-    from throughtime.importers.npz import Convention
 
     arrays, options, expected = CONVENTIONS[name]()
     words = dict(zip(options.split()[::2], options.split()[1::2], strict=True))
     np.savez(tmp_path / "weights.npz", **arrays)
     np.save(tmp_path / "x.npy", X)
-    convention = Convention(**{key.removeprefix("--"): value for key, value in words.items()})
+    convention = {key.removeprefix("--"): value for key, value in words.items()}
     layer, factory = sources.model(str(tmp_path / "weights.npz"), convention)
     assert factory is None
     np.testing.assert_allclose(layer(torch.from_numpy(X))[0].detach(), expected, atol=1e-12)
@@ -518,11 +517,11 @@ def test_bare_weights_run_as_their_convention_says(throughtime, tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
-        ({}, "", "expected --cell"),
+        ({}, "", "without --cell"),
         ({}, "--cell gru --gates zrx", "gate order 'zrx'"),
         ({}, "--cell lstm", "4 gate.* stacked in rows"),
         ({}, "--cell gru --layout x@W", "stacked in columns|belong together|equally many"),
-        ({"kernel": None}, "--cell gru", "weight_ih or kernel or w_ih"),
+        ({"kernel": None}, "--cell gru", "kernel and recurrent_kernel"),
         ({"kernel": np.zeros((15, 3), int)}, "--cell gru", "weight_ih of int64"),
         ({"kernel": np.zeros(15)}, "--cell gru", r"weight_ih of shape \(15,\)"),
         ({"kernel": np.zeros((15, 3), np.float32)}, "--cell gru", "one dtype"),
@@ -604,7 +603,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(throughtime, tmp_path, monkeypatch, name):
     given, words = BAD[name]
-    monkeypatch.setattr("throughtime.importers.npz.LARGEST", 5_000_000)
+    monkeypatch.setattr("throughtime.importers.importer.LARGEST", 5_000_000)
     code, out, err = throughtime("diagnose", *given, "--format", "json", "-o", tmp_path / "report.html")
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.startswith("throughtime: error: ")]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from throughtime.importers.npz import Convention, recurrent
+from throughtime.importers.convention import Convention, recurrent
 
 ROOT = Path(__file__).parent.parent.parent
 WHEEL = "g2p_en-2.1.0-py3-none-any.whl"

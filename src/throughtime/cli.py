@@ -48,6 +48,30 @@ fail_option = click.option(
     show_default=True,
     help="The least severity of a finding that makes the exit code 1. Rules in preview never do.",
 )
+file_options = (
+    click.option(
+        "--trust", is_flag=True, help="A file of weights may run code: pickles of whole modules, TorchScript."
+    ),
+    click.option(
+        "--cell", type=click.Choice(["gru", "lstm", "rnn-tanh", "rnn-relu"]), help="A file of weights: the cell."
+    ),
+    click.option(
+        "--gates", help="A file of weights: the order of the gates, such as zrh; default the cell's in torch."
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(["W@x", "x@W"]),
+        help="A file of weights: gates in rows (W@x, the default), or in columns.",
+    ),
+    click.option(
+        "--reset",
+        type=click.Choice(["before", "after"]),
+        help="A file of GRU weights: before or after (default) the product.",
+    ),
+    click.option(
+        "--z", type=click.Choice(["keeps", "takes"]), help="A file of GRU weights: what z multiplies; default keeps."
+    ),
+)
 input_options = _together(
     click.argument("model"),
     click.option(
@@ -73,41 +97,17 @@ input_options = _together(
         help="The test of demand: first-order, or the nonlinear one.",
     ),
     click.option(
-        "--layer", "layers", multiple=True, help="A recurrent layer by its name; all by default. May be repeated."
+        "--layer",
+        "layers",
+        multiple=True,
+        help="A recurrent layer by its name; all by default, one of a file. May be repeated.",
     ),
     click.option(
         "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to read of a loader."
     ),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
-    click.option(
-        "--cell", type=click.Choice(["gru", "lstm", "rnn-tanh", "rnn-relu"]), help="Bare weights (.npz): the cell."
-    ),
-    click.option(
-        "--gates", default="", help="Bare weights: the order of the gates, such as zrh; default the cell's in torch."
-    ),
-    click.option(
-        "--layout",
-        type=click.Choice(["W@x", "x@W"]),
-        default="W@x",
-        show_default=True,
-        help="Bare weights: gates in rows, or in columns.",
-    ),
-    click.option(
-        "--reset",
-        type=click.Choice(["before", "after"]),
-        default="after",
-        show_default=True,
-        help="Bare GRU weights: before or after the product.",
-    ),
-    click.option(
-        "--z",
-        "z",
-        type=click.Choice(["keeps", "takes"]),
-        default="keeps",
-        show_default=True,
-        help="Bare GRU weights: what z multiplies.",
-    ),
+    *file_options,
 )
 
 
@@ -184,7 +184,7 @@ def _guarded(command: Callable) -> Callable:
 @fail_option
 @_guarded
 def diagnose(output: Path | None, form: str, fail_on: str, **given: Any) -> None:
-    """Diagnose MODEL: package.module:factory, or an .npz of bare weights with a declared convention."""
+    """Diagnose MODEL: package.module:factory, or a file of weights (PyTorch state dict, safetensors, .npz)."""
     _check_writable(output)
     report = _diagnosed(**given)
     if given["verify"] and report.verification is None:
@@ -277,11 +277,12 @@ def _diagnosed(
     limit: int,
     max_lag: int | None,
     seed: int,
+    trust: bool,
     cell: str | None,
-    gates: str,
-    layout: str,
-    reset: str,
-    z: str,
+    gates: str | None,
+    layout: str | None,
+    reset: str | None,
+    z: str | None,
     verify: bool,
     verify_steps: int,
     verify_seeds: int,
@@ -294,11 +295,14 @@ def _diagnosed(
         tell(0, 1, "loading")
         from throughtime import sources
         from throughtime.diagnosis.diagnose import diagnose as run
-        from throughtime.importers.npz import Convention
 
-        convention = None if cell is None else Convention(cell, gates, layout, reset, z)
+        said = {"cell": cell, "gates": gates, "layout": layout, "reset": reset, "z": z}
+        convention = {name: word for name, word in said.items() if word is not None}
+        wanted: str | None = None
+        if sources.is_file(model):
+            wanted, layers = (_one(layers), ())
         try:
-            network, factory = sources.model(model, convention, seed)
+            network, factory = sources.model(model, convention, seed, wanted, trust)
             return run(
                 network,
                 sources.data(data),
@@ -321,6 +325,15 @@ def _diagnosed(
                 "a module that can be imported",
                 'put what it runs under `if __name__ == "__main__":`',
             ) from error
+
+
+def _one(layers: tuple[str, ...]) -> str | None:
+    """The layer of a file that is named, if one is."""
+    from throughtime.errors import InputError
+
+    if len(layers) > 1:
+        raise InputError(f"--layer {' --layer '.join(layers)}", "one layer of a file", "name one at a time")
+    return layers[0] if layers else None
 
 
 def _check_writable(output: Path | None) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
-from throughtime.importers.npz import Convention, load_npz, read_arrays, tensor
+from throughtime.importers.convention import tensor
+from throughtime.importers.load import load
+from throughtime.importers.npz import read_arrays
 
 
 def named(name: str) -> Any:
@@ -37,22 +39,21 @@ def named(name: str) -> Any:
 
 
 def model(
-    name: str, convention: Convention | None = None, seed: int = 0
+    name: str,
+    convention: dict[str, str] | None = None,
+    seed: int = 0,
+    layer: str | None = None,
+    trust: bool = False,
 ) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
-    """The model, and its factory where it has one, called under a seed. Raises InputError for a file that holds none."""
-    is_file = _is_file(name)
-    if convention is not None and not is_file:
-        raise InputError(
-            f"--cell with the model {name}", "it for a file of bare weights (.npz) only", "leave --cell out"
-        )
-    if is_file:
-        if convention is None:
-            raise InputError(
-                f"the weights {name} without a convention",
-                "--cell, and for other layouts than torch's --gates, --layout, --reset, --z",
-                "say how the arrays are to be read: a file of arrays does not",
-            )
-        return load_npz(name, convention), None
+    """The model, and its factory where it has one, called under a seed; or the layer of a file, see `importers.load.load`.
+
+    Raises InputError for a file that holds none, and for a convention where there is no file.
+    """
+    if is_file(name):
+        return load(name, layer, trust, **(convention or {})), None
+    if convention:
+        option = f"--{next(iter(convention))}"
+        raise InputError(f"{option} with the model {name}", "it for a file of weights only", f"leave {option} out")
     torch.manual_seed(seed)  # of what the module makes when it is imported
     made: Any = named(name)
     torch.manual_seed(seed)
@@ -68,7 +69,7 @@ def model(
 
 def data(name: str) -> Any:
     """Batches: what a name stands for (called, if it is a function), or the arrays of a file."""
-    if not _is_file(name):
+    if not is_file(name):
         found = named(name)
         return found() if callable(found) and not isinstance(found, Tensor) else found
     arrays = {key: tensor(value, f"{key or 'the array'} in {name}") for key, value in read_arrays(name).items()}
@@ -98,13 +99,10 @@ def history(path: str) -> Any:
         ) from error
 
 
-def _is_file(name: str) -> bool:
-    if Path(name).suffix in (".npz", ".npy"):
-        if not Path(name).exists():
-            raise InputError(f"no file {name}", "a file .npz or .npy", "check the path")
-        return True
+def is_file(name: str) -> bool:
+    """Whether the name is that of a file. Raises InputError where it looks like one that is not there."""
     if Path(name).is_file():
-        raise InputError(
-            f"the file {name}", "a file .npz or .npy, or package.module:name", "save the arrays with numpy.savez"
-        )
+        return True
+    if Path(name).exists() or (Path(name).suffix and ":" not in name):
+        raise InputError(f"no file {name}", "a file, or package.module:name", "check the path")
     return False

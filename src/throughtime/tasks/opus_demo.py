@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from throughtime.importers.npz import Convention, recurrent
+from throughtime.importers.convention import Convention, recurrent
 from throughtime.tasks import opus
 
 CONVENTION = Convention("gru", gates="zrn", layout="x@W", reset="before", z="keeps")

@@ -1,0 +1,146 @@
+"""How stacked arrays are to be read, and the layer that they make: files of arrays do not say which cell they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, Weights
+from throughtime.errors import InputError
+from throughtime.recurrent import Recurrent
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "cell": ("gru", "lstm", "rnn-tanh", "rnn-relu"),
+    "layout": ("W@x", "x@W"),
+    "reset": ("before", "after"),
+    "z": ("keeps", "takes"),
+}
+"""The words of a convention, by name; `gates` are letters."""
+ROLES = {
+    "weight_ih": ("weight_ih", "kernel", "w_ih"),
+    "weight_hh": ("weight_hh", "recurrent_kernel", "w_hh"),
+    "bias_ih": ("bias_ih", "bias", "b_ih"),
+    "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
+}
+"""What an array is, by the last part of its name in a file."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How stacked arrays are to be read.
+
+    cell: "gru", "lstm", "rnn-tanh" or "rnn-relu". gates: their order in the file, e.g. "zrh" (n and h, g and c are the
+    same). layout: "W@x" (torch: gates stacked in rows) or "x@W" (Keras: in columns). reset: "before" or "after" the product
+    (GRU). z: "keeps" the old state or "takes" the candidate (GRU).
+    """
+
+    cell: str
+    gates: str = ""
+    layout: str = "W@x"
+    reset: str = "after"
+    z: str = "keeps"
+
+    def build(self) -> Cell:
+        """The cell. Raises InputError for a word that is not one of the choices."""
+        for name, words in CHOICES.items():
+            if getattr(self, name) not in words:
+                raise InputError(
+                    f"{name} {getattr(self, name)!r}", f"one of {', '.join(words)}", f"declare {name}=… of the file"
+                )
+        if self.cell == "gru":
+            return (GRUResetBefore if self.reset == "before" else GRU)(keeps=self.z == "keeps")
+        return LSTM() if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
+
+    def order(self, cell: Cell) -> list[int]:
+        """For each gate of the cell, its place in the file."""
+        if not self.gates:
+            return list(range(len(cell.gates)))
+        same = {"h": "n", "c": "g"}
+        letters = [
+            letter if letter in cell.gates else same.get(letter, letter) for letter in self.gates.replace(",", "")
+        ]
+        if sorted(letters) != sorted(cell.gates):
+            raise InputError(
+                f"gate order {self.gates!r}",
+                f"the letters {''.join(cell.gates)} in some order (h is n, c is g)",
+                "declare gates=…",
+            )
+        return [letters.index(gate) for gate in cell.gates]
+
+
+def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent:
+    """The layer made of one layer's arrays, under names that end in one of `ROLES`.
+
+    A bias of two rows (Keras with reset_after) is both biases. Raises InputError for what is missing or does not fit.
+    """
+    cell = convention.build()
+    found = {role: next((value for name, value in arrays.items() if role_of(name) == role), None) for role in ROLES}
+    for role in ("weight_ih", "weight_hh"):
+        if found[role] is None:
+            raise InputError(
+                f"arrays {sorted(arrays)}",
+                f"one named {' or '.join(ROLES[role])}",
+                "rename the arrays when saving them",
+            )
+    order, bias = convention.order(cell), found["bias_ih"]
+    if bias is not None and bias.ndim == 2 and len(bias) == 2 and found["bias_hh"] is None:
+        if convention.cell == "gru" and convention.reset == "before":
+            raise InputError(
+                "a bias of two rows and reset='before'",
+                "reset='after', to which two rows belong",
+                "declare reset=after (--reset)",
+            )
+        found["bias_ih"], found["bias_hh"] = bias
+    read = [
+        _restack(found[role], role, dimensions, order, convention.layout)
+        for role, dimensions in zip(ROLES, (2, 2, 1, 1), strict=True)
+    ]
+    there = [value for value in read if value is not None]
+    if len({(value.dtype, len(value)) for value in there}) > 1:
+        raise InputError(
+            f"arrays of {', '.join(f'{tuple(v.shape)} {v.dtype}'.replace('torch.', '') for v in there)}",
+            "one dtype, and equally many rows of stacked gates in all",
+            "check that the arrays belong together",
+        )
+    return Recurrent(cell, Weights(*read))  # type: ignore[arg-type]
+
+
+def role_of(name: str) -> str | None:
+    """What an array is, of `ROLES`; None for one that is no recurrent layer's."""
+    last = name.replace("/", ".").split(".")[-1]
+    for role, words in ROLES.items():
+        if last.removesuffix("_l0") in words:
+            return role
+    return None
+
+
+def tensor(value: np.ndarray, what: str) -> Tensor:
+    """A torch tensor of an array from a file. Raises InputError for types torch does not have."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value).astype(value.dtype.newbyteorder("="), copy=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what}, of dtype {value.dtype}", "numbers such as float32 or int64", "convert the array"
+        ) from error
+
+
+def _restack(value: np.ndarray | None, name: str, dimensions: int, order: list[int], layout: str) -> Tensor | None:
+    """The gates in the cell's order, stacked in rows."""
+    if value is None:
+        return None
+    if value.dtype.kind != "f":
+        raise InputError(
+            f"{name} of {value.dtype}", "floating point numbers", "scale integer tables before saving them"
+        )
+    stacked = value.T if layout == "x@W" else value
+    if value.ndim != dimensions or not value.size or stacked.shape[0] % len(order):
+        raise InputError(
+            f"{name} of shape {value.shape}",
+            f"{dimensions} dimension(s), {len(order)} gate(s) stacked in {'columns' if layout == 'x@W' else 'rows'}",
+            "check cell=… and layout=…",
+        )
+    return tensor(stacked, name).unflatten(0, (len(order), -1))[order].flatten(0, 1)

@@ -1,0 +1,94 @@
+"""What an importer is: it knows a format by its content, and tells the recurrent layers that a file holds."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from throughtime.errors import InputError
+
+LARGEST = 2**31
+"""Bytes of all arrays together that are read of a file; a small file may claim much more."""
+HEAD = 512  # bytes of a file that an importer is shown
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recurrent layer in a file.
+
+    name: in the file. arrays: by role (`ROLES`), as they lie there. stated: words of the convention that the format or the
+    file itself says (see `Convention`). choices: where the cell is not stated, what it may be. reverse: whether it reads the
+    sequence from its end. refused: why it cannot be loaded, or "".
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+    stated: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    reverse: bool = False
+    refused: str = ""
+
+
+class Importer(ABC):
+    """A format, in one file of importers/.
+
+    name: as a person calls it. Nothing here runs code from a file or opens another one, unless `trust` says so.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def reads(self, path: Path, head: bytes) -> bool:
+        """Whether the file is of this format, by its content; head: its first bytes."""
+
+    @abstractmethod
+    def layers(self, path: Path, trust: bool) -> list[Found]:
+        """The recurrent layers of the file, in its order.
+
+        Raises InputError for a file that is damaged, too large, or would run code and is not trusted.
+        """
+
+
+@cache
+def registry() -> Mapping[str, Importer]:
+    """All importers by name: whatever stands in importers/."""
+    return {each.name: each for each in _importers()}
+
+
+def _importers() -> Iterator[Importer]:
+    package = importlib.import_module("throughtime.importers")
+    for module in pkgutil.iter_modules(package.__path__):
+        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+        for value in vars(loaded).values():
+            own = inspect.isclass(value) and value.__module__ == loaded.__name__
+            if own and issubclass(value, Importer) and not inspect.isabstract(value):
+                yield value()
+
+
+def of(path: str | Path) -> Importer:
+    """The importer that reads this file. Raises InputError: no such file, or none of the formats."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise InputError(
+            f"the file {path}, which cannot be opened: {error.strerror}", "a file of weights", "check the path"
+        ) from error
+    for importer in registry().values():
+        if importer.reads(path, head):
+            return importer
+    raise InputError(
+        f"the file {path}, of none of the formats that are read",
+        " or ".join(registry()),
+        "save the weights in one of them, e.g. torch.save(model.state_dict(), …)",
+    )

@@ -1,0 +1,100 @@
+"""A recurrent layer from a file, as a module that is called as torch's own: `throughtime.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from throughtime.errors import InputError, UnsupportedError
+from throughtime.importers import importer
+from throughtime.importers.convention import CHOICES, Convention, recurrent
+from throughtime.importers.importer import Found
+from throughtime.recurrent import Recurrent
+
+
+class Reversed(nn.Module):
+    """A layer that reads the sequence from its end: x (T, B, D) to (output, state), as the reverse half of a torch layer.
+
+    Lags of `layer` are steps as it reads them: they lead to the future.
+    """
+
+    def __init__(self, layer: Recurrent) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
+        """See the class."""
+        output, last = self.layer(x.flip(0), state)
+        return output.flip(0), last
+
+
+def load(file: str | Path, layer: str | None = None, trust: bool = False, **convention: str) -> nn.Module:
+    """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
+
+    file: a PyTorch state dict, safetensors or .npz, told by its content. layer: which one, where the file holds several. trust:
+    your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z
+    (see `throughtime.importers.convention.Convention`), for what the file leaves open.
+
+    Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
+    and another than the file states, a file that is damaged or not trusted; UnsupportedError: a layer that cannot be explained.
+    """
+    unknown = sorted(set(convention) - set(Convention.__dataclass_fields__))
+    if unknown:
+        names = ", ".join(Convention.__dataclass_fields__)
+        raise InputError(f"the option {unknown[0]!r}", f"options of {names}", "say the file's convention by these")
+    found = chosen(layers(file, trust), str(file), layer)
+    if found.refused:
+        raise UnsupportedError(
+            f"layer {found.name!r} of {file}, {found.refused}", "one layer of a GRU, an LSTM or an RNN", ""
+        )
+    made = recurrent(found.arrays, read_as(found, str(file), convention))
+    return Reversed(made) if found.reverse else made
+
+
+def layers(file: str | Path, trust: bool = False) -> list[Found]:
+    """The recurrent layers that a file holds, in its order. Raises InputError as `load` does, and where it holds none."""
+    found = importer.of(file).layers(Path(file), trust)
+    if not found:
+        raise InputError(
+            f"{file}, in which no array is named as a recurrent layer's",
+            "weight_ih and weight_hh (or kernel and recurrent_kernel) under one prefix",
+            "check the file; rename the arrays when saving them",
+        )
+    return found
+
+
+def chosen(found: list[Found], file: str, name: str | None) -> Found:
+    """The one of that name, or the only one. Raises InputError."""
+    names = [each.name for each in found]
+    if name is None and len(found) == 1:
+        return found[0]
+    if name is None:
+        raise InputError(
+            f"{len(found)} recurrent layers in {file}", f"one of {', '.join(names)}", "name one: layer (--layer)"
+        )
+    if name not in names:
+        raise InputError(f"layer {name!r}", f"one of {', '.join(names)}", "name one that the file holds")
+    return found[names.index(name)]
+
+
+def read_as(found: Found, file: str, said: dict[str, str]) -> Convention:
+    """The layer's convention: what the file states, and what the user said of the rest. Raises InputError."""
+    for name, word in said.items():
+        stated = found.stated.get(name)
+        if stated is not None and word != stated:
+            raise InputError(
+                f"{name}={word} for {file}", f"{name}={stated}, which the file states", f"leave {name} out"
+            )
+    words = {name: word for name, word in said.items() if word} | dict(found.stated)
+    if "cell" not in words:
+        choices = ", ".join(found.choices or CHOICES["cell"])
+        raise InputError(
+            f"layer {found.name!r} of {file} without --cell (cell=…), which the file does not state",
+            f"one of {choices}"
+            + ("" if found.stated else "; and for other layouts than torch's gates, layout, reset, z"),
+            "say how its arrays are to be read",
+        )
+    if found.choices and words["cell"] not in found.choices:
+        raise InputError(f"cell={words['cell']} for {file}", f"one of {', '.join(found.choices)}", "say which it is")
+    return Convention(**words)
