@@ -16,6 +16,7 @@ LOOKS = {  # case: label, colour, line
     "z=0,r=1": ("z → 0, r → 1 (Elman)", "#d55e00", "--"),
     "z=r=0": ("z → 0, r → 0", "#009e73", "-."),
 }
+POINTS = (("the gradient at the unit", "#d55e00", "o"), ("the unit's own value", "#0072b2", "s"))
 
 
 def cases() -> str:
@@ -44,24 +45,25 @@ def cases() -> str:
 
 
 def scatter(told: list[Units]) -> str:
-    """A panel a network, a point a unit: half-life by the gate against measured half-life, coloured by the reset gate."""
+    """A column a network, a point a unit: half-life by the gate against those of its own value and of the gradient at it."""
     with style():
-        figure, axes = plt.subplots(2, 2, figsize=(8, 7), layout="constrained", sharex=True, sharey=True)
-        low, high = 0.07, 1500
-        for axis, each in zip(axes.flat, told, strict=True):
-            reached = each.reached
-            axis.plot([low, 1, high], [1, 1, high], color="0.5", lw=1)
-            look = {"c": each.reset[reached], "cmap": "cividis", "vmin": 0, "vmax": 1, "s": 22, "alpha": 0.9}
-            points = axis.scatter(each.by_gate[reached], each.measured[reached], linewidths=0, **look)
-            beyond = each.by_gate[~reached]
-            axis.scatter(
-                beyond, np.full(len(beyond), each.steps), marker="^", s=26, facecolors="none", edgecolors="0.35"
-            )
-            axis.axhline(each.steps, color="0.75", lw=1, ls=":")
-            axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.7, high), title=each.name)
-        figure.supxlabel("half-life by the gate, ln 2 · −1/⟨ln z⟩ (steps)")
-        figure.supylabel("measured half-life of the gradient (steps)")
-        figure.colorbar(points, ax=axes, label="mean reset gate", aspect=30, pad=0.01)
+        figure, axes = plt.subplots(2, len(told), figsize=(10, 5.8), layout="constrained", sharex="row", sharey=True)
+        for column, each in zip(axes.T, told, strict=True):
+            for axis, across in zip(column, (each.product, each.average), strict=True):
+                low, top = (0.7 if across is each.product else 0.07), 2 * max(unit.steps for unit in told)
+                axis.plot([low, 1, top], [1, 1, top], color="0.5", lw=1)
+                axis.axhline(each.steps, color="0.75", lw=1, ls=":")
+                for values, (label, colour, marker) in zip((each.gradient, each.own), POINTS, strict=True):
+                    height = np.where(np.isfinite(values), values, each.steps)
+                    axis.scatter(
+                        across, height, marker=marker, s=16, color=colour, alpha=0.6, linewidths=0, label=label
+                    )
+                axis.set(xscale="log", yscale="log", xlim=(low, top), ylim=(0.7, top))
+            column[0].set_title(each.name)
+            column[0].set_xlabel("by ∏ z")
+            column[1].set_xlabel("by −1/⟨ln z⟩")
+        figure.supylabel("measured half-life (steps)")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         text = svg(figure)
         plt.close(figure)
     return text
