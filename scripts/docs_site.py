@@ -30,6 +30,8 @@ from throughtime.remedies import Remedy, registered, treating
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src/throughtime/report/schema.json"
+WIDTH = 78
+"""Of the commands' help, whatever the terminal that builds the site."""
 PART = re.compile(r"<!-- site: (?P<name>[\w-]+) -->")
 
 
@@ -186,10 +188,11 @@ def python_table() -> str:
 
 def helps() -> Iterator[tuple[str, str]]:
     """(command, what its --help prints) of the group and of each command."""
-    context = click.Context(command_line, info_name="throughtime", **command_line.context_settings)
+    settings = command_line.context_settings | {"terminal_width": WIDTH}
+    context = click.Context(command_line, info_name="throughtime", **settings)
     yield "throughtime", command_line.get_help(context)
     for name, command in command_line.commands.items():
-        inner = click.Context(command, parent=context, info_name=name, **command_line.context_settings)
+        inner = click.Context(command, parent=context, info_name=name, **settings)
         yield f"throughtime {name}", command.get_help(inner)
 
 

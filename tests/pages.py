@@ -12,7 +12,7 @@ from typing import Any
 BLOCK = re.compile(r"^( *)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 SAID = "#> "
 """Begins each line of what the statement above it prints."""
-WIDTH = 90
+WIDTH = 72
 """Longer lines are broken, so that a page needs no scrolling."""
 
 

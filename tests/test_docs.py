@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
     with torch.random.fork_rng(), one_thread(), matplotlib.rc_context({"svg.hashsalt": "tt", "svg.fonttype": "none"}):
         torch.manual_seed(0)
         now = pages.run(page, {"__name__": "page"} | (given(names[1].split(", ")) if names else {}))
-        matplotlib.pyplot.close("all")
+        plt.close("all")
     if update:
         page.write_text(now, encoding="utf-8")
     assert now.splitlines() == page.read_text(encoding="utf-8").splitlines()

@@ -146,11 +146,11 @@ def test_every_public_name_has_its_reference(name: str, site: Path, pages: dict[
 
 def test_the_command_lines_page_is_its_own_help(site: Path, pages: dict[Path, PageRead]) -> None:
     text = pages[site / "command-line.html"].text
-    context = click.Context(command_line, info_name="throughtime", **command_line.context_settings)
+    settings = command_line.context_settings | {"terminal_width": 78}
+    context = click.Context(command_line, info_name="throughtime", **settings)
     assert command_line.get_help(context) in text
     for name, command in command_line.commands.items():
-        inner = click.Context(command, parent=context, info_name=name, **command_line.context_settings)
-        assert command.get_help(inner) in text
+        assert command.get_help(click.Context(command, parent=context, info_name=name, **settings)) in text
 
 
 def test_every_python_block_of_the_pages_is_on_the_site(site: Path, pages: dict[Path, PageRead]) -> None:
