@@ -10,12 +10,14 @@ import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import click
 import pytest
 
 import throughtime
+from test_report_browser import chromium  # noqa: F401, a fixture
 from throughtime.cli import main as command_line
 from throughtime.diagnosis.rule import SECTIONS
 from throughtime.diagnosis.rule import registry as rules
@@ -161,3 +163,23 @@ def test_every_python_block_of_the_pages_is_on_the_site(site: Path, pages: dict[
         assert path.read_text(encoding="utf-8").count('class="highlight"') >= text.count("```python")
         assert "$$" not in pages[path].text
         assert pages[path].text.count("```") == 0
+
+
+@pytest.mark.browser
+def test_the_site_works_from_a_folder_and_fetches_nothing(site: Path, chromium: Any) -> None:  # noqa: F811
+    """Search included: its index lies beside the pages, and its worker runs from file://."""
+    page = chromium.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((site / "explanation" / "ledger.html").as_uri())
+    assert page.locator("math").count() > 10
+    page.locator(".md-search__input").fill("chrono")
+    page.locator(".md-search-result__link[href*='remedies/chrono.html']").first.wait_for()
+    page.goto((site / "howto" / "gru.html").as_uri())
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+    assert not errors
+    assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in asked), asked
