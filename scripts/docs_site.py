@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
+from click.testing import CliRunner
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -41,6 +41,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     files.append(File.generated(config, "schema.json", content=SCHEMA.read_text(encoding="utf-8")))
+    tool = explorer()
+    if tool is not None:
+        files.append(File.generated(config, "explorer.html", content=tool))
     config.nav = _filled(config.nav, sorted(made))
     return files
 
@@ -50,11 +53,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return PART.sub(lambda found: PARTS[found["name"]](), markdown)
 
 
-def on_post_build(config: MkDocsConfig) -> None:
-    """The explorer, once there is a command that makes it."""
-    if "explore" in command_line.commands:
-        explorer = Path(config.site_dir) / "explorer.html"
-        subprocess.run([sys.executable, "-m", "throughtime.cli", "explore", "-o", str(explorer)], check=True)
+def explorer() -> str | None:
+    """The explorer as `throughtime explore` writes it; None where there is no such command."""
+    if "explore" not in command_line.commands:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "explorer.html"
+        told = CliRunner().invoke(command_line, ["explore", "-o", str(file)])
+        if told.exit_code:
+            raise RuntimeError(f"throughtime explore: {told.output}")
+        return file.read_text(encoding="utf-8")
 
 
 def pages() -> dict[str, str]:

@@ -97,7 +97,8 @@ def test_every_internal_link_and_anchor_leads_somewhere(site: Path, pages: dict[
             count += 1
             file = (path.parent / unquote(target)).resolve() if target else path
             file = file / "index.html" if file.is_dir() else file
-            if not file.exists() or (anchor and unquote(anchor) not in pages[file].ids):
+            state = "=" in anchor  # of the explorer, which keeps it there
+            if not file.exists() or (anchor and not state and unquote(anchor) not in pages[file].ids):
                 broken.append(f"{path.relative_to(site)}: {link}")
     assert not broken, broken
     assert count > 1000

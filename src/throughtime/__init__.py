@@ -19,7 +19,7 @@ _PUBLIC = {
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
 }
-_MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks")
+_MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks", "theory")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
 
