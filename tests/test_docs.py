@@ -143,3 +143,15 @@ def test_a_failure_names_the_page_and_its_line(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as told:
         pages.run(page, {})
     assert (Path(told.traceback[-1].path).name, told.traceback[-1].lineno + 1) == ("page.md", 5)
+
+
+GUIDES = [page for page in sorted((DOCS / "howto").glob("*.md")) if page.stem != "index"]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_a_guide_begins_with_the_readers_words_and_says_its_limits(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.match(r'# .+\n\n> \*"[^*]+\*\n\n', text)
+    assert text.index("```python") < text.index("**How to read it.**") < text.index("## Limits")
+    assert text.index("## Limits") < text.index("## The same question") < text.index("](https://github.com/")
+    assert f"({page.name})" in (DOCS / "howto" / "index.md").read_text(encoding="utf-8")
