@@ -17,7 +17,6 @@ import click
 import pytest
 
 import throughtime
-from test_report_browser import chromium  # noqa: F401, a fixture
 from throughtime.cli import main as command_line
 from throughtime.diagnosis.rule import SECTIONS
 from throughtime.diagnosis.rule import registry as rules
@@ -167,7 +166,7 @@ def test_every_python_block_of_the_pages_is_on_the_site(site: Path, pages: dict[
 
 
 @pytest.mark.browser
-def test_the_site_works_from_a_folder_and_fetches_nothing(site: Path, chromium: Any) -> None:  # noqa: F811
+def test_the_site_works_from_a_folder_and_fetches_nothing(site: Path, chromium: Any) -> None:
     """Search included: its index lies beside the pages, and its worker runs from file://."""
     page = chromium.new_page()
     asked: list[str] = []
