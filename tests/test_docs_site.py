@@ -177,9 +177,10 @@ def test_the_site_works_from_a_folder_and_fetches_nothing(site: Path, chromium: 
     assert page.locator("math").count() > 10
     page.locator(".md-search__input").fill("chrono")
     page.locator(".md-search-result__link[href*='remedies/chrono.html']").first.wait_for()
-    page.goto((site / "howto" / "gru.html").as_uri())
     page.set_viewport_size({"width": 390, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for each in [site / "index.html", *site.glob("howto/*.html"), *site.glob("explanation/*.html")]:
+        page.goto(each.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, each
     page.close()
     assert not errors
     assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in asked), asked
