@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import pkgutil
 import re
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src/throughtime/report/schema.json"
 WIDTH = 78
 """Of the commands' help, whatever the terminal that builds the site."""
+IMPORT = re.compile(r"^from throughtime\.([\w.]+) import ([\w, ]+)$", re.MULTILINE)
 PART = re.compile(r"<!-- site: (?P<name>[\w-]+) -->")
 
 
@@ -69,7 +72,7 @@ def pages() -> dict[str, str]:
     """Every page that is made, by its path below docs/."""
     made = {f"rules/{rule.code}.md": _rule(rule) for rule in rules().values()}
     made |= {f"remedies/{remedy.name}.md": _remedy(remedy) for remedy in registered().values()}
-    made |= {f"reference/{module}.md": _reference(module, names) for module, names in public().items()}
+    made |= {f"reference/{module}.md": _reference(module, names) for module, names in (public() | imported()).items()}
     return made
 
 
@@ -161,24 +164,51 @@ def public() -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: item[1][0].lower()))
 
 
+def imported() -> dict[str, list[str]]:
+    """Names that the pages' code imports from other modules, by module: what a reader is shown is documented too."""
+    found: dict[str, set[str]] = {}
+    for page in (ROOT / "docs").rglob("*.md"):
+        for module, names in IMPORT.findall(page.read_text(encoding="utf-8")):
+            if not any(module == each or module.startswith(f"{each}.") for each in public()):
+                found.setdefault(module, set()).update(names.split(", "))
+    return {module: sorted(names) for module, names in sorted(found.items())}
+
+
 def _reference(module: str, names: list[str]) -> str:
-    path = f"throughtime.{module}"
+    """The page of a module: these names and the classes beside them, or all of it where it is itself a public name."""
+    path, whole = f"throughtime.{module}", module in names
     loaded = import_module(path)
-    whole = module in names
-    own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", None) == path and key[0] != "_"]
+    title = ", ".join(f"tt.{name}" for name in names) if module in public() else path
+    text = _introduced(loaded) if whole else ""
     # The classes beside a public function are what it takes or gives back.
-    members = [*names, *(key for key in own if key not in names and inspect.isclass(vars(loaded)[key]))]
-    if whole:
-        members = list(getattr(loaded, "__all__", own))
-    members = [key for key in members if key != module]
-    title = ", ".join(f"tt.{name}" for name in names)
-    blocks = []
-    for key in members:
-        value = getattr(loaded, key)
-        if callable(value):
-            blocks.append(f"::: {value.__module__}.{value.__qualname__}")
-    intro = _linked(inspect.cleandoc(loaded.__doc__ or ""), "reference") if whole else ""
-    return f"---\ntitle: {title}\n---\n\n# {title}\n\n{intro}\n\n" + "\n\n".join(blocks) + "\n"
+    beside = [key for key in _own(loaded) if inspect.isclass(vars(loaded)[key])]
+    text += _blocks(loaded, _own(loaded) if whole else [*dict.fromkeys([*names, *beside])], 2)
+    if whole and not _own(loaded) and hasattr(loaded, "__path__"):
+        for each in pkgutil.iter_modules(loaded.__path__):
+            part = import_module(f"{path}.{each.name}")
+            text += f"## {title}.{each.name}\n\n{_introduced(part)}{_blocks(part, _own(part), 3)}"
+    return f"---\ntitle: {title}\n---\n\n# {title}\n\n{text}"
+
+
+def _own(module: ModuleType) -> list[str]:
+    """Functions and classes that a module offers: its __all__, or those it defines."""
+    names = getattr(module, "__all__", None) or [
+        key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    ]
+    kinds = (inspect.isroutine, inspect.isclass)
+    return [key for key in names if key[0] != "_" and any(kind(vars(module).get(key)) for kind in kinds)]
+
+
+def _introduced(module: ModuleType) -> str:
+    return f"{_linked(inspect.cleandoc(module.__doc__ or ''), 'reference')}\n\n"
+
+
+def _blocks(module: ModuleType, names: list[str], level: int) -> str:
+    """What mkdocstrings is asked for."""
+    values = (getattr(module, name) for name in names)
+    return "".join(
+        f"::: {v.__module__}.{v.__qualname__}\n    options:\n      heading_level: {level}\n\n" for v in values
+    )
 
 
 def python_table() -> str:
@@ -189,6 +219,15 @@ def python_table() -> str:
             first = inspect.cleandoc(getattr(throughtime, name).__doc__ or "").partition("\n")[0].replace("|", "\\|")
             lines.append(f"| [`tt.{name}`](reference/{module}.md) | {first} |")
     return "\n".join(["| name | |", "|---|---|", *sorted(lines, key=str.lower)])
+
+
+def imported_table() -> str:
+    """What pages import by module."""
+    lines = [
+        f"| [`throughtime.{module}`](reference/{module}.md) | {', '.join(f'`{name}`' for name in names)} |"
+        for module, names in imported().items()
+    ]
+    return "\n".join(["| module | names |", "|---|---|", *lines])
 
 
 # --- the command line and JSON --------------------------------------------------------------------------------------------
@@ -257,6 +296,7 @@ PARTS = {
     "rules": rules_table,
     "remedies": remedies_table,
     "python": python_table,
+    "imported": imported_table,
     "command-line": command_line_parts,
     "json": json_fields,
 }

@@ -142,8 +142,18 @@ def test_every_public_name_has_its_reference(name: str, site: Path, pages: dict[
         assert path in pages[page].ids
         assert set(WORDS.findall(value.__doc__)) <= set(WORDS.findall(pages[page].text))
     else:
+        assert any(each.startswith(f"{path}.") for each in pages[page].ids)
         public = [each for each in getattr(importlib.import_module(path), "__all__", ()) if each.isidentifier()]
         assert all(each in pages[page].text for each in public)
+
+
+def test_every_name_that_a_page_imports_has_its_reference(site: Path, pages: dict[Path, PageRead]) -> None:
+    ids = {each for path, page in pages.items() if path.parent.name == "reference" for each in page.ids}
+    shown = re.compile(r"^from (throughtime\.[\w.]+) import ([\w, ]+)$", re.MULTILINE)
+    for page in (ROOT / "docs").rglob("*.md"):
+        for module, names in shown.findall(page.read_text(encoding="utf-8")):
+            for value in (getattr(importlib.import_module(module), name) for name in names.split(", ")):
+                assert not callable(value) or f"{value.__module__}.{value.__qualname__}" in ids, f"{page}: {value}"
 
 
 def test_the_command_lines_page_is_its_own_help(site: Path, pages: dict[Path, PageRead]) -> None:
