@@ -1,4 +1,4 @@
-"""Make the README's numbers and picture, and docs/rules.md: `make readme`. Everything printed is computed here and now."""
+"""Make the README's numbers and picture: `make readme`. Everything printed is computed here and now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 
 from throughtime.diagnosis.report import Report
-from throughtime.diagnosis.rule import registry
 from throughtime.progress import bar
 from throughtime.report.firstscreen import main_layer, picture
 from throughtime.report.headline import headline
@@ -55,17 +54,6 @@ and test accuracy after {done.steps} training steps goes from **{done.before.mea
 """
 
 
-def rules_page() -> str:
-    """docs/rules.md: every rule from its docstring."""
-    parts = [
-        "# Rules\n\nMade by `make readme` from the rules' docstrings; the same text as `throughtime explain CODE`.\n"
-    ]
-    for rule in registry().values():
-        weight, text = "preview" if rule.preview else rule.severity, rule.text().replace("## ", "### ")
-        parts.append(f"## {rule.code} {rule.name}\n\n{weight}\n\n{text}\n")
-    return "\n".join(parts)
-
-
 def _wrapped(text: str, width: int = 110) -> str:
     """Long lines broken, their rest under the sentence."""
     return "\n".join(
@@ -75,8 +63,7 @@ def _wrapped(text: str, width: int = 110) -> str:
 
 
 def main() -> None:
-    """Write all three."""
-    (ROOT / "docs/rules.md").write_text(rules_page(), encoding="utf-8")
+    """Write both."""
     with bar() as tell:
         report = digits_report(tell)
     (ROOT / PICTURE).write_text(str(picture(report, main_layer(report), 720, standalone=True)), encoding="utf-8")
