@@ -134,7 +134,9 @@ def span(values: Sequence[float], form: str = ".2g") -> str:
 
 
 def interval(values: tuple[float, float, float]) -> str:
-    """A value and its interval."""
+    """A value and its interval; a dash where there is none."""
+    if np.isnan(values[0]):
+        return "–"
     told, low, high = (f"{value:.2g}".replace("-", "−") for value in values)
     return f"{told} ({low} to {high})"
 

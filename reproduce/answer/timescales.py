@@ -118,11 +118,15 @@ def ratio(over: Array, under: Array) -> tuple[float, float, float]:
 
 
 def rank_correlation(a: Array, b: Array) -> tuple[float, float, float]:
-    """Spearman's, and its 95 % bootstrap interval over units; a half-life that was not reached ranks last."""
+    """Spearman's, and its 95 % bootstrap interval over units; a half-life that was not reached ranks last.
+
+    NaN where one of them is the same for all units.
+    """
     a, b = (np.nan_to_num(each, nan=np.inf) for each in (a, b))
     drawn = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
-    with np.errstate(invalid="ignore"):
-        spread = [_spearman(a[places], b[places]) for places in drawn]
+    if len(np.unique(a)) == 1 or len(np.unique(b)) == 1:
+        return (float("nan"),) * 3
+    spread = [_spearman(a[places], b[places]) for places in drawn]
     return _spearman(a, b), *np.nanquantile(spread, (0.025, 0.975))
 
 
