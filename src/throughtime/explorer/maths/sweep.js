@@ -1,0 +1,183 @@
+// The adjoints of all loss steps, lag by lag, and the terms of each weight's gradient. Pure functions, no DOM.
+//
+// Rows are carried as floats times a power of two, which is exact, so that 1e-60 is 1e-60 and not 0. Definitions are those of
+// docs/definitions.md: lag τ = t − k, λ[t, k] the adjoint, G(τ) = Σ_t λ[t, t − τ] ∂⁺s/∂θ.
+
+const FAR = 2 ** 40; // a row is rescaled when its largest entry has left 2^±40
+const DEAD = -(2 ** 30); // the exponent of a row that is zero
+
+// trace: of `cell.run`; g (T·H): what enters at each step; gc ((S − 1)·H or null): what enters at the last c.
+// → by lag: log10 sums Σ‖λ‖² (`square`), pairs, `entering` Σ‖λ[t, t]‖² of the pairs that reach back so far, `units` (lag·H),
+// path shares; and the adjoints of the pre-activations, `pre` (rows, P·H) times 2^`power`, `first[τ]` the first row of a lag.
+function sweep(trace, g, gc = null) {
+  const { cell, T, H, P, S } = trace, size = S * H, ports = cell.ports.length;
+  const origins = [];
+  for (let t = 0; t < T; t++) {
+    let enters = t === T - 1 && gc !== null && gc.some((value) => value !== 0);
+    for (let j = 0; j < H && !enters; j++) enters = g[t * H + j] !== 0;
+    if (enters) origins.push(t);
+  }
+  const first = new Int32Array(T + 1);
+  for (let lag = 0; lag < T; lag++) first[lag + 1] = first[lag] + origins.filter((t) => t >= lag).length;
+  const R = origins.length, rows = new Float64Array(R * size), power = new Int32Array(R);
+  origins.forEach((t, r) => {
+    rows.set(g.subarray(t * H, (t + 1) * H), r * size);
+    if (S > 1 && gc !== null && t === T - 1) rows.set(gc, r * size + H);
+  });
+  const result = {
+    trace, origins, first,
+    pre: new Float64Array(first[T] * P * H),
+    power: new Int32Array(first[T]),
+    square: { mantissa: new Float64Array(T), exponent: new Int32Array(T).fill(DEAD) },
+    units: new Float64Array(T * H).fill(NaN), // log10 Σ λ_j²
+    entering: new Float64Array(T),
+    pairs: new Int32Array(T),
+    paths: Object.fromEntries(cell.ports.map((port) => [port, new Float64Array(T).fill(NaN)])),
+  };
+  const entered = origins.map((t, r) => squares(rows, r * size, size));
+  for (let r = 0; r < R; r++) rescale(rows, r * size, size, power, r);
+  const out = fresh(trace), unit = new Float64Array(H), inner = new Float64Array(ports);
+  for (let lag = 0; lag < T; lag++) {
+    let top = DEAD;
+    const start = R - (first[lag + 1] - first[lag]); // rows of later origins live longest
+    for (let r = start; r < R; r++) if (power[r] > top) top = power[r];
+    let sum = 0, whole = 0;
+    unit.fill(0);
+    inner.fill(0);
+    for (let r = start; r < R; r++) {
+      const k = origins[r] - lag, at = r * size, scale = powerOfTwo(power[r] - top), place = first[lag] + r - start;
+      result.entering[lag] += entered[r];
+      sum += scale * scale * squares(rows, at, size);
+      for (let j = 0; j < H; j++) {
+        const value = scale * totalAt(trace, k, rows, at, j);
+        unit[j] += value * value;
+      }
+      cell.pull(trace, k, rows, at, out);
+      result.pre.set(out.pre, place * P * H);
+      result.power[place] = power[r];
+      if (k > 0) {
+        for (let j = 0; j < H; j++) {
+          let all = 0;
+          const landing = S > 1 ? trace.slope[(k - 1) * H + j] : 1;
+          for (let p = 0; p < ports; p++) all += scale * out.paths[p * H + j] * (p ? landing : 1);
+          for (let p = 0; p < ports; p++) inner[p] += scale * out.paths[p * H + j] * (p ? landing : 1) * all;
+          whole += all * all;
+        }
+      }
+      rows.set(out.carry, at);
+      rescale(rows, at, size, power, r);
+    }
+    result.pairs[lag] = R - start;
+    if (start < R) {
+      result.square.mantissa[lag] = sum;
+      result.square.exponent[lag] = 2 * top;
+      for (let j = 0; j < H; j++) result.units[lag * H + j] = log10Of(unit[j], 2 * top);
+    }
+    if (lag + 1 < T && whole > 0) cell.ports.forEach((port, p) => (result.paths[port][lag + 1] = inner[p] / whole));
+  }
+  return result;
+}
+
+function squares(values, at, count) {
+  let sum = 0;
+  for (let j = at; j < at + count; j++) sum += values[j] * values[j];
+  return sum;
+}
+
+// Brings a row back near 1; `power` [r] counts what was taken out.
+function rescale(rows, at, size, power, r) {
+  let peak = 0;
+  for (let j = at; j < at + size; j++) {
+    const value = Math.abs(rows[j]);
+    if (value > peak) peak = value;
+  }
+  if (peak === 0) power[r] = DEAD;
+  else if (peak > FAR || peak < 1 / FAR) {
+    const shift = Math.floor(Math.log2(peak)), half = shift >> 1;
+    const a = powerOfTwo(-half), b = powerOfTwo(half - shift);
+    for (let j = at; j < at + size; j++) rows[j] = rows[j] * a * b;
+    power[r] += shift;
+  }
+}
+
+// What one gate block of a parameter gets: by lag log10 ‖G(τ)‖ and the parts of its share, ⟨G(τ), G⟩, with ⟨G, G⟩; `rows`
+// (lag·H): log10 of the norm of each unit's row of G(τ).
+function termsOfBlock(swept, parameter, gate) {
+  const { trace, origins, first, pre, power } = swept, { cell, T, H, P } = trace;
+  const [operand, place] = cell.products[parameter][gate];
+  const width = operandAt(trace, operand, 0)[2], R = origins.length;
+  const at = (row) => (row * P + place) * H;
+
+  // G = Σ_k (Σ_t p[t, k]) ⊗ operand_k, then G operand_k of every step: an inner product with G costs H from there on.
+  const summed = new Float64Array(T * H), G = new Float64Array(H * width), seen = new Float64Array(T * H);
+  for (let lag = 0; lag < T; lag++) {
+    for (let row = first[lag]; row < first[lag + 1]; row++) {
+      const k = origins[R - first[lag + 1] + row] - lag, scale = powerOfTwo(power[row]), from = at(row);
+      if (scale !== 0) for (let j = 0; j < H; j++) summed[k * H + j] += scale * pre[from + j];
+    }
+  }
+  for (let k = 0; k < T; k++) {
+    const [values, from] = operandAt(trace, operand, k);
+    addOuter(G, summed, k * H, H, values, from, width, 1);
+  }
+  for (let k = 0; k < T; k++) addProduct(G, 0, H, width, ...operandAt(trace, operand, k).slice(0, 2), seen, k * H);
+
+  const found = { square: new Float64Array(T), exponent: new Int32Array(T), inner: new Float64Array(T), whole: squares(G, 0, G.length) };
+  found.rows = new Float64Array(T * H).fill(NaN);
+  const term = new Float64Array(H * width);
+  for (let lag = 0; lag < T; lag++) {
+    let top = DEAD, inner = 0;
+    for (let row = first[lag]; row < first[lag + 1]; row++) if (power[row] > top) top = power[row];
+    term.fill(0);
+    for (let row = first[lag]; row < first[lag + 1]; row++) {
+      const k = origins[R - first[lag + 1] + row] - lag, scale = powerOfTwo(power[row] - top), from = at(row);
+      const [values, there] = operandAt(trace, operand, k);
+      if (scale === 0) continue;
+      addOuter(term, pre, from, H, values, there, width, scale);
+      let sum = 0;
+      for (let j = 0; j < H; j++) sum += pre[from + j] * seen[k * H + j];
+      inner += scale * sum;
+    }
+    // Of 2^top · term; a block may be far smaller than the row it came from, so its own largest entry is taken out first.
+    let peak = 0;
+    for (let j = 0; j < term.length; j++) peak = Math.max(peak, Math.abs(term[j]));
+    const shift = peak > 0 ? Math.floor(Math.log2(peak)) : 0, unscale = powerOfTwo(-shift);
+    for (let j = 0; j < H; j++) {
+      let sum = 0;
+      for (let i = j * width; i < (j + 1) * width; i++) sum += (term[i] * unscale) ** 2;
+      found.square[lag] += sum;
+      if (first[lag + 1] > first[lag]) found.rows[lag * H + j] = 0.5 * log10Of(sum, 2 * (top + shift));
+    }
+    found.exponent[lag] = peak > 0 ? 2 * (top + shift) : DEAD;
+    found.inner[lag] = top === DEAD ? 0 : inner * powerOfTwo(top);
+  }
+  return found;
+}
+
+// out (rows, cols) += scale · p ⊗ v.
+function addOuter(out, p, at, rows, v, from, cols, scale) {
+  for (let i = 0; i < rows; i++) {
+    const a = scale * p[at + i], row = i * cols;
+    for (let j = 0; j < cols; j++) out[row + j] += a * v[from + j];
+  }
+}
+
+// By lag, of a parameter's gate block, or of the whole tensor where gate is null: {log10_norm, share, rows}.
+function terms(swept, parameter, gate = null) {
+  const { trace, first } = swept, T = trace.T;
+  const gates = gate === null ? trace.cell.gates : [gate];
+  const blocks = gates.map((name) => termsOfBlock(swept, parameter, name));
+  const whole = blocks.reduce((sum, block) => sum + block.whole, 0);
+  const log10_norm = new Float64Array(T), share = new Float64Array(T);
+  for (let lag = 0; lag < T; lag++) {
+    const top = Math.max(...blocks.map((block) => block.exponent[lag]));
+    let sum = 0, inner = 0;
+    for (const block of blocks) {
+      sum += block.square[lag] * powerOfTwo(block.exponent[lag] - top);
+      inner += block.inner[lag];
+    }
+    log10_norm[lag] = first[lag + 1] === first[lag] ? NaN : 0.5 * log10Of(sum, top);
+    share[lag] = inner / whole;
+  }
+  return { log10_norm, share, rows: blocks.length === 1 ? blocks[0].rows : null, norm: Math.sqrt(whole) };
+}
