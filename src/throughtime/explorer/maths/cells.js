@@ -4,8 +4,8 @@
 // drive (T·G·H or null: what is added to the pre-activations at each step)}. `run` makes a trace of it: the carries
 // (T + 1, S·H), `logits` and `values` of each gate (T·H), and the one-step factors `keep` (T·H) and `local` (T, P, H).
 //
-// pull(trace, k, λ, at, out): λ (S·H) at step k, 0-based, from `at` on → out.pre (P·H), out.paths (ports · H, each at the
-// state that the port reads), out.carry (S·H).
+// pull(trace, steps, first, count, λ, out): `count` rows of λ (S·H each) from row `first` on, row r at step steps[r], 0-based →
+// out.pre (count, P·H), out.paths (ports, count, H; each at the state that the port reads), out.carry (count, S·H).
 
 function blank(network, cell) {
   const { T, H } = network;
@@ -26,14 +26,24 @@ function intoGates(network, k, into) {
   addProduct(weight_ih, 0, size, D, x, k * D, into, 0);
 }
 
-function fresh(trace) {
+// Room for what `pull` makes of up to `count` rows.
+function room(trace, count) {
   const { cell, S, P, H } = trace;
   return {
-    pre: new Float64Array(P * H),
-    paths: new Float64Array(cell.ports.length * H),
-    carry: new Float64Array(S * H),
-    work: new Float64Array(H),
+    pre: new Float64Array(count * P * H),
+    paths: new Float64Array(count * cell.ports.length * H),
+    carry: new Float64Array(count * S * H),
+    work: new Float64Array(count * H),
   };
+}
+
+// The paths through the recurrent weights, added up into the carry of a cell with one state.
+function addUp(paths, ports, size, carry) {
+  for (let j = 0; j < size; j++) {
+    let sum = 0;
+    for (let p = 0; p < ports; p++) sum += paths[p * size + j];
+    carry[j] = sum;
+  }
 }
 
 // --- GRU, shared -------------------------------------------------------------------------------------------------
@@ -94,17 +104,20 @@ function gruAfter(keeps = true) {
     }
     return trace;
   };
-  cell.pull = (trace, k, lambda, at, out) => {
-    const { H, local, keep, weight_hh } = trace, { pre, paths, carry } = out;
-    for (let p = 0; p < 4; p++) {
-      for (let j = 0; j < H; j++) pre[p * H + j] = lambda[at + j] * local[(k * 4 + p) * H + j];
+  cell.pull = (trace, steps, first, count, lambda, out) => {
+    const { H, local, keep, weight_hh } = trace, { pre, paths } = out, size = count * H;
+    paths.fill(0, 0, 4 * size);
+    for (let r = 0; r < count; r++) {
+      const k = steps[first + r], at = (first + r) * H;
+      for (let p = 0; p < 4; p++) {
+        for (let j = 0; j < H; j++) pre[(r * 4 + p) * H + j] = lambda[at + j] * local[(k * 4 + p) * H + j];
+      }
+      for (let j = 0; j < H; j++) paths[r * H + j] = lambda[at + j] * keep[k * H + j];
     }
-    paths.fill(0);
-    for (let j = 0; j < H; j++) paths[j] = lambda[at + j] * keep[k * H + j];
-    addTransposed(weight_hh, H * H, H, H, pre, H, paths, H); // update: z
-    addTransposed(weight_hh, 2 * H * H, H, H, pre, 2 * H, paths, 2 * H); // candidate: m
-    addTransposed(weight_hh, 0, H, H, pre, 0, paths, 3 * H); // reset: r
-    for (let j = 0; j < H; j++) carry[j] = paths[j] + paths[H + j] + paths[2 * H + j] + paths[3 * H + j];
+    addBack(count, weight_hh, H * H, H, H, pre, H, 4 * H, paths, size); // update: z
+    addBack(count, weight_hh, 2 * H * H, H, H, pre, 2 * H, 4 * H, paths, 2 * size); // candidate: m
+    addBack(count, weight_hh, 0, H, H, pre, 0, 4 * H, paths, 3 * size); // reset: r
+    addUp(paths, 4, size, out.carry);
   };
   return cell;
 }
@@ -156,22 +169,29 @@ function gruBefore(keeps = true) {
     }
     return trace;
   };
-  cell.pull = (trace, k, lambda, at, out) => {
-    const { H, local, keep, weight_hh, values, byR } = trace, { pre, paths, carry, work } = out;
-    for (let p = 1; p < 3; p++) {
-      for (let j = 0; j < H; j++) pre[p * H + j] = lambda[at + j] * local[(k * 3 + p) * H + j];
+  cell.pull = (trace, steps, first, count, lambda, out) => {
+    const { H, local, keep, weight_hh, values, byR } = trace, { pre, paths, work } = out, size = count * H;
+    paths.fill(0, 0, 4 * size);
+    work.fill(0, 0, size);
+    for (let r = 0; r < count; r++) {
+      const k = steps[first + r], at = (first + r) * H;
+      for (let p = 1; p < 3; p++) {
+        for (let j = 0; j < H; j++) pre[(r * 3 + p) * H + j] = lambda[at + j] * local[(k * 3 + p) * H + j];
+      }
     }
-    work.fill(0);
-    addTransposed(weight_hh, 2 * H * H, H, H, pre, 2 * H, work, 0); // the adjoint of r∘h₋
-    paths.fill(0);
-    for (let j = 0; j < H; j++) {
-      paths[j] = lambda[at + j] * keep[k * H + j];
-      paths[2 * H + j] = work[j] * values.r[k * H + j];
-      pre[j] = work[j] * byR[k * H + j];
+    addBack(count, weight_hh, 2 * H * H, H, H, pre, 2 * H, 3 * H, work, 0); // the adjoint of r∘h₋
+    for (let r = 0; r < count; r++) {
+      const k = steps[first + r], at = (first + r) * H;
+      for (let j = 0; j < H; j++) {
+        const product = work[r * H + j];
+        paths[r * H + j] = lambda[at + j] * keep[k * H + j];
+        paths[2 * size + r * H + j] = product * values.r[k * H + j];
+        pre[r * 3 * H + j] = product * byR[k * H + j];
+      }
     }
-    addTransposed(weight_hh, H * H, H, H, pre, H, paths, H);
-    addTransposed(weight_hh, 0, H, H, pre, 0, paths, 3 * H);
-    for (let j = 0; j < H; j++) carry[j] = paths[j] + paths[H + j] + paths[2 * H + j] + paths[3 * H + j];
+    addBack(count, weight_hh, H * H, H, H, pre, H, 3 * H, paths, size);
+    addBack(count, weight_hh, 0, H, H, pre, 0, 3 * H, paths, 3 * size);
+    addUp(paths, 4, size, out.carry);
   };
   return cell;
 }
@@ -224,21 +244,27 @@ function lstm() {
     }
     return trace;
   };
-  cell.pull = (trace, k, lambda, at, out) => {
-    const { H, local, keep, slope, weight_hh } = trace, { pre, paths, carry } = out;
-    paths.fill(0);
-    for (let j = 0; j < H; j++) {
-      const h = lambda[at + j], d = lambda[at + H + j] + h * slope[k * H + j], first = k * 4 * H + j;
-      pre[j] = d * local[first];
-      pre[H + j] = d * local[first + H];
-      pre[2 * H + j] = d * local[first + 2 * H];
-      pre[3 * H + j] = h * local[first + 3 * H];
-      paths[j] = d * keep[k * H + j];
+  cell.pull = (trace, steps, first, count, lambda, out) => {
+    const { H, local, keep, slope, weight_hh } = trace, { pre, paths, carry } = out, size = count * H;
+    paths.fill(0, 0, 5 * size);
+    for (let r = 0; r < count; r++) {
+      const k = steps[first + r], at = (first + r) * 2 * H, to = r * 4 * H;
+      for (let j = 0; j < H; j++) {
+        const h = lambda[at + j], d = lambda[at + H + j] + h * slope[k * H + j], from = k * 4 * H + j;
+        pre[to + j] = d * local[from];
+        pre[to + H + j] = d * local[from + H];
+        pre[to + 2 * H + j] = d * local[from + 2 * H];
+        pre[to + 3 * H + j] = h * local[from + 3 * H];
+        paths[r * H + j] = d * keep[k * H + j];
+      }
     }
-    for (let p = 0; p < 4; p++) addTransposed(weight_hh, p * H * H, H, H, pre, p * H, paths, (p + 1) * H);
-    for (let j = 0; j < H; j++) {
-      carry[j] = paths[H + j] + paths[2 * H + j] + paths[3 * H + j] + paths[4 * H + j];
-      carry[H + j] = paths[j];
+    for (let p = 0; p < 4; p++) addBack(count, weight_hh, p * H * H, H, H, pre, p * H, 4 * H, paths, (p + 1) * size);
+    for (let r = 0; r < count; r++) {
+      for (let j = 0; j < H; j++) {
+        const at = r * H + j;
+        carry[r * 2 * H + j] = paths[size + at] + paths[2 * size + at] + paths[3 * size + at] + paths[4 * size + at];
+        carry[r * 2 * H + H + j] = paths[at];
+      }
     }
   };
   return cell;
@@ -271,12 +297,15 @@ function rnn(activation = "tanh") {
     }
     return trace;
   };
-  cell.pull = (trace, k, lambda, at, out) => {
-    const { H, local, weight_hh } = trace, { pre, paths, carry } = out;
-    for (let j = 0; j < H; j++) pre[j] = lambda[at + j] * local[k * H + j];
-    paths.fill(0);
-    addTransposed(weight_hh, 0, H, H, pre, 0, paths, 0);
-    carry.set(paths);
+  cell.pull = (trace, steps, first, count, lambda, out) => {
+    const { H, local, weight_hh } = trace, { pre, paths } = out, size = count * H;
+    for (let r = 0; r < count; r++) {
+      const k = steps[first + r], at = (first + r) * H;
+      for (let j = 0; j < H; j++) pre[r * H + j] = lambda[at + j] * local[k * H + j];
+    }
+    paths.fill(0, 0, size);
+    addBack(count, weight_hh, 0, H, H, pre, 0, H, paths, 0);
+    addUp(paths, 1, size, out.carry);
   };
   return cell;
 }
@@ -311,13 +340,8 @@ const ONE = new Float64Array([1]);
 
 // The paths of the one-step Jacobian at step k: {port: (S·H, H)}, rows the new carry, columns the state the port reads.
 function jacobianPaths(trace, k) {
-  const { cell, S, H } = trace, size = S * H, unit = new Float64Array(size), out = fresh(trace);
-  const parts = Object.fromEntries(cell.ports.map((port) => [port, new Float64Array(size * H)]));
-  for (let i = 0; i < size; i++) {
-    unit.fill(0);
-    unit[i] = 1;
-    cell.pull(trace, k, unit, 0, out);
-    cell.ports.forEach((port, p) => parts[port].set(out.paths.subarray(p * H, (p + 1) * H), i * H));
-  }
-  return parts;
+  const { cell, S, H } = trace, size = S * H, units = new Float64Array(size * size), out = room(trace, size);
+  for (let i = 0; i < size; i++) units[i * size + i] = 1;
+  cell.pull(trace, new Int32Array(size).fill(k), 0, size, units, out);
+  return Object.fromEntries(cell.ports.map((port, p) => [port, out.paths.slice(p * size * H, (p + 1) * size * H)]));
 }

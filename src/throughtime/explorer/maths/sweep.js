@@ -36,46 +36,61 @@ function sweep(trace, g, gc = null) {
   };
   const entered = origins.map((t, r) => squares(rows, r * size, size));
   for (let r = 0; r < R; r++) rescale(rows, r * size, size, power, r);
-  const out = fresh(trace), unit = new Float64Array(H), inner = new Float64Array(ports);
+  const out = room(trace, R), unit = new Float64Array(H), inner = new Float64Array(ports), steps = new Int32Array(R);
+  const along = new Float64Array(H), { carry } = out;
   for (let lag = 0; lag < T; lag++) {
+    const live = first[lag + 1] - first[lag], start = R - live; // the rows of later origins live longest
+    if (live === 0) continue;
     let top = DEAD;
-    const start = R - (first[lag + 1] - first[lag]); // rows of later origins live longest
-    for (let r = start; r < R; r++) if (power[r] > top) top = power[r];
+    for (let r = start; r < R; r++) {
+      if (power[r] > top) top = power[r];
+      steps[r] = origins[r] - lag;
+    }
+    cell.pull(trace, steps, start, live, rows, out);
+    result.pre.set(out.pre.subarray(0, live * P * H), first[lag] * P * H);
     let sum = 0, whole = 0;
     unit.fill(0);
     inner.fill(0);
     for (let r = start; r < R; r++) {
-      const k = origins[r] - lag, at = r * size, scale = powerOfTwo(power[r] - top), place = first[lag] + r - start;
+      const k = steps[r], at = r * size, scale = powerOfTwo(power[r] - top), place = r - start;
       result.entering[lag] += entered[r];
+      result.power[first[lag] + place] = power[r];
       sum += scale * scale * squares(rows, at, size);
       for (let j = 0; j < H; j++) {
         const value = scale * totalAt(trace, k, rows, at, j);
         unit[j] += value * value;
       }
-      cell.pull(trace, k, rows, at, out);
-      result.pre.set(out.pre, place * P * H);
-      result.power[place] = power[r];
-      if (k > 0) {
-        for (let j = 0; j < H; j++) {
-          let all = 0;
-          const landing = S > 1 ? trace.slope[(k - 1) * H + j] : 1;
-          for (let p = 0; p < ports; p++) all += scale * out.paths[p * H + j] * (p ? landing : 1);
-          for (let p = 0; p < ports; p++) inner[p] += scale * out.paths[p * H + j] * (p ? landing : 1) * all;
-          whole += all * all;
-        }
-      }
-      rows.set(out.carry, at);
+      if (k > 0) whole += addPathProducts(trace, k - 1, out.paths, place, live, scale, along, inner);
+      for (let j = 0; j < size; j++) rows[at + j] = carry[place * size + j];
       rescale(rows, at, size, power, r);
     }
-    result.pairs[lag] = R - start;
-    if (start < R) {
-      result.square.mantissa[lag] = sum;
-      result.square.exponent[lag] = 2 * top;
-      for (let j = 0; j < H; j++) result.units[lag * H + j] = log10Of(unit[j], 2 * top);
-    }
+    result.pairs[lag] = live;
+    result.square.mantissa[lag] = sum;
+    result.square.exponent[lag] = 2 * top;
+    for (let j = 0; j < H; j++) result.units[lag * H + j] = log10Of(unit[j], 2 * top);
     if (lag + 1 < T && whole > 0) cell.ports.forEach((port, p) => (result.paths[port][lag + 1] = inner[p] / whole));
   }
   return result;
+}
+
+// Of one row that lands at step k: inner[p] += scale²⟨λ_p, λ⟩ of each path, told on the total adjoint; returns scale²⟨λ, λ⟩.
+function addPathProducts(trace, k, paths, place, live, scale, along, inner) {
+  const { H, S, slope } = trace, ports = inner.length;
+  along.fill(0);
+  for (let p = 0; p < ports; p++) {
+    const from = (p * live + place) * H;
+    // the carry path lands on c of an LSTM, the others on h
+    if (S > 1 && p > 0) for (let j = 0; j < H; j++) along[j] += paths[from + j] * slope[k * H + j];
+    else for (let j = 0; j < H; j++) along[j] += paths[from + j];
+  }
+  for (let p = 0; p < ports; p++) {
+    const from = (p * live + place) * H;
+    let sum = 0;
+    if (S > 1 && p > 0) for (let j = 0; j < H; j++) sum += paths[from + j] * slope[k * H + j] * along[j];
+    else for (let j = 0; j < H; j++) sum += paths[from + j] * along[j];
+    inner[p] += scale * scale * sum;
+  }
+  return scale * scale * squares(along, 0, H);
 }
 
 function squares(values, at, count) {
@@ -118,26 +133,28 @@ function termsOfBlock(swept, parameter, gate) {
   }
   for (let k = 0; k < T; k++) {
     const [values, from] = operandAt(trace, operand, k);
-    addOuter(G, summed, k * H, H, values, from, width, 1);
+    addMatrices(H, width, 1, summed, k * H, 1, 0, values, from, 0, G, 0, width);
   }
   for (let k = 0; k < T; k++) addProduct(G, 0, H, width, ...operandAt(trace, operand, k).slice(0, 2), seen, k * H);
 
   const found = { square: new Float64Array(T), exponent: new Int32Array(T), inner: new Float64Array(T), whole: squares(G, 0, G.length) };
   found.rows = new Float64Array(T * H).fill(NaN);
-  const term = new Float64Array(H * width);
+  const term = new Float64Array(H * width), scaled = new Float64Array(R * H), met = new Float64Array(R * width);
   for (let lag = 0; lag < T; lag++) {
+    const live = first[lag + 1] - first[lag];
     let top = DEAD, inner = 0;
     for (let row = first[lag]; row < first[lag + 1]; row++) if (power[row] > top) top = power[row];
-    term.fill(0);
-    for (let row = first[lag]; row < first[lag + 1]; row++) {
-      const k = origins[R - first[lag + 1] + row] - lag, scale = powerOfTwo(power[row] - top), from = at(row);
+    for (let place = 0; place < live; place++) {
+      const row = first[lag] + place, k = origins[R - live + place] - lag, scale = powerOfTwo(power[row] - top), from = at(row);
       const [values, there] = operandAt(trace, operand, k);
-      if (scale === 0) continue;
-      addOuter(term, pre, from, H, values, there, width, scale);
-      let sum = 0;
-      for (let j = 0; j < H; j++) sum += pre[from + j] * seen[k * H + j];
-      inner += scale * sum;
+      for (let j = 0; j < H; j++) {
+        scaled[place * H + j] = scale * pre[from + j];
+        inner += scaled[place * H + j] * seen[k * H + j];
+      }
+      for (let j = 0; j < width; j++) met[place * width + j] = values[there + j];
     }
+    term.fill(0);
+    addMatrices(H, width, live, scaled, 0, 1, H, met, 0, width, term, 0, width);
     // Of 2^top · term; a block may be far smaller than the row it came from, so its own largest entry is taken out first.
     let peak = 0;
     for (let j = 0; j < term.length; j++) peak = Math.max(peak, Math.abs(term[j]));
@@ -152,14 +169,6 @@ function termsOfBlock(swept, parameter, gate) {
     found.inner[lag] = top === DEAD ? 0 : inner * powerOfTwo(top);
   }
   return found;
-}
-
-// out (rows, cols) += scale · p ⊗ v.
-function addOuter(out, p, at, rows, v, from, cols, scale) {
-  for (let i = 0; i < rows; i++) {
-    const a = scale * p[at + i], row = i * cols;
-    for (let j = 0; j < cols; j++) out[row + j] += a * v[from + j];
-  }
 }
 
 // By lag, of a parameter's gate block, or of the whole tensor where gate is null: {log10_norm, share, rows}.
