@@ -1,4 +1,4 @@
-"""Make the README's numbers and picture, and docs/rules.md: `make readme`. Everything printed is computed here and now."""
+"""Make the README's numbers and picture, docs/rules.md and the list in docs/explorer.md: `make readme`. Everything printed is computed here and now."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from throughtime.diagnosis.report import Report
 from throughtime.diagnosis.rule import registry
+from throughtime.explorer.page import presets
 from throughtime.progress import bar
 from throughtime.report.firstscreen import main_layer, picture
 from throughtime.report.headline import headline
@@ -66,6 +67,14 @@ def rules_page() -> str:
     return "\n".join(parts)
 
 
+def explorer_page(page: str) -> str:
+    """docs/explorer.md with its list of examples."""
+    rows = [f"| `{each['id']}` | {each['title']} | {each['sentence']} |" for each in presets()]
+    table = "\n".join(["", "| id | example | what it shows |", "|---|---|---|", *rows, ""])
+    block = re.compile(r"(<!-- presets:.*?-->\n).*?(<!-- end -->)", re.S)
+    return block.sub(lambda found: found[1] + table + "\n" + found[2], page)
+
+
 def _wrapped(text: str, width: int = 110) -> str:
     """Long lines broken, their rest under the sentence."""
     return "\n".join(
@@ -75,7 +84,9 @@ def _wrapped(text: str, width: int = 110) -> str:
 
 
 def main() -> None:
-    """Write all three."""
+    """Write them all."""
+    explorer = ROOT / "docs/explorer.md"
+    explorer.write_text(explorer_page(explorer.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs/rules.md").write_text(rules_page(), encoding="utf-8")
     with bar() as tell:
         report = digits_report(tell)

@@ -39,7 +39,9 @@ def render(flow: dict[str, Any] | None = None, preset: str | None = None) -> str
     """
     known = [each["id"] for each in presets()]
     if preset is not None and preset not in known:
-        raise InputError(f"the preset {preset!r}", f"one of {', '.join(known)}", "leave it out to choose one on the page")
+        raise InputError(
+            f"the preset {preset!r}", f"one of {', '.join(known)}", "leave it out to choose one on the page"
+        )
     from throughtime.explorer.tasks import TASKS, described, digit_rows
 
     data = {
@@ -60,6 +62,13 @@ def render(flow: dict[str, Any] | None = None, preset: str | None = None) -> str
         script=Markup(script),
         trusted=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
+
+
+def save(path: Path, flow: Path | None = None, preset: str | None = None) -> None:
+    """Write the page to `path`; flow: a FLOW.json. Raises InputError: see `flowfile.read` and `render`."""
+    from throughtime.explorer.flowfile import read
+
+    path.write_text(render(None if flow is None else read(flow), preset), encoding="utf-8", newline="\n")
 
 
 def embedded(data: Any) -> str:

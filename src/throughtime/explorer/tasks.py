@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ TASKS = (
 )
 
 
+@cache
 def described(task: Task) -> dict[str, Any]:
-    """The task as the page carries it, with its demand: of an untrained torch.nn.GRU of 24 units, one batch, loss at the end."""
+    """The task as the page carries it, with its demand: of an untrained nn.GRU of 24 units, loss at the end."""
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -86,6 +88,7 @@ def described(task: Task) -> dict[str, Any]:
     }
 
 
+@cache
 def digit_rows() -> list[list[list[float]]]:
     """Eight digits, each as 8 rows of 8 pixels of mean 0 and variance 1."""
     rows = digits_task.digits().train.inputs[: digits_task.ROWS, :DIGITS]

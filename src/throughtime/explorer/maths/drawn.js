@@ -3,7 +3,10 @@
 // Numbers in [0, 1) from a seed and a name, always the same: xorshift with 32 bits (Marsaglia 2003).
 function stream(seed, name) {
   let a = Math.imul(seed + 1, 0x9e3779b1);
-  for (const letter of name) a = Math.imul(a ^ letter.codePointAt(0), 0x01000193);
+  for (const letter of `${name}.....`) {
+    a = Math.imul(a ^ letter.codePointAt(0), 0x01000193);
+    a ^= a >>> 15; // every bit of the seed reaches every bit
+  }
   a = a || 1;
   const next = () => {
     a ^= a << 13;
@@ -11,7 +14,7 @@ function stream(seed, name) {
     a ^= a << 5;
     return (a >>> 0) / 4294967296;
   };
-  for (let i = 0; i < 20; i++) next(); // neighbouring seeds begin alike
+  for (let i = 0; i < 20; i++) next();
   return next;
 }
 

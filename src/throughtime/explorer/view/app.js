@@ -53,15 +53,28 @@ const PARAMETER_NAMES = { weight_ih: "input weights U", weight_hh: "recurrent we
 function start(data) {
   const root = byId("page");
   const initial = location.hash.length > 1 ? location.hash : data.start;
-  let state = fromHash(initial, data.presets);
-  if (data.flow && location.hash.length <= 1) state = stateOfLayer({ ...state, source: "flow" }, data.flow.layers[0]);
+  if (data.flow) RANGES.lag[1] = Math.max(RANGES.lag[1], ...data.flow.layers.map((layer) => layer.steps - 1));
+  let state = usable(fromHash(initial, data.presets));
+  if (data.flow && !initial) state = atRest(0);
   let frame = null, waiting = 0, cost = 0;
+
+  // A link made from another page may name a measured layer that is not here.
+  function usable(wanted) {
+    if (wanted.source !== "flow") return wanted;
+    if (!data.flow) return { ...wanted, source: "drawn" };
+    wanted.layer = Math.min(wanted.layer, data.flow.layers.length - 1);
+    return settled({ ...wanted, cell: keyOf(data.flow.layers[wanted.layer]), chrono: 0 });
+  }
+
+  // A measured layer with all sliders at rest.
+  function atRest(layer) {
+    return stateOfLayer({ ...DEFAULTS, source: "flow", layer }, data.flow.layers[layer]);
+  }
 
   // --- one change ----------------------------------------------------------------------------------------------------
 
-  function change(values, { rebuild = false, named = false } = {}) {
+  function change(values, { rebuild = false } = {}) {
     state = settled({ ...state, ...values });
-    if (!named) state.view = values.view ?? state.view;
     if (rebuild) build();
     schedule();
   }
@@ -101,9 +114,10 @@ function start(data) {
 
   const part = (id, selector) => byId(id).querySelector(selector);
   const say = (id, text) => (part(id, "figcaption").textContent = text);
-  const tall = (id) => (innerWidth < 900 ? 250 : SECOND_ROW.includes(id) ? 214 : 262);
+  const tall = (id) => (innerWidth < 900 ? 250 : state.view !== "full" ? 232 : SECOND_ROW.includes(id) ? 214 : 262);
 
-  function legend(id, series) {
+  function legend(id, all) {
+    const series = all.filter(({ name }) => name);
     const key = JSON.stringify(series.map(({ name, role, dash, shape }) => [name, role, dash, shape])), list = part(id, ".legend");
     if (list.dataset.key === key) return;
     list.dataset.key = key;
@@ -123,6 +137,7 @@ function start(data) {
   function show() {
     const { layer, trace } = frame;
     if (root.dataset.view !== state.view) root.dataset.view = state.view;
+    byId("all").hidden = state.view === "full";
     const full = state.view === "full";
     showSupply(full);
     showJacobian();
@@ -150,7 +165,10 @@ function start(data) {
     const preset = data.presets.find((each) => each.id === state.preset);
     const claim = byId("claim");
     claim.hidden = !preset;
-    if (preset) claim.replaceChildren(make("b", { textContent: `${preset.title}. ` }), preset.sentence);
+    // Moved, the sentence may no longer hold; what it leaves free may move.
+    const looked = ["preset", "view", "lag", "parameter", "gate", "shown", ...(preset?.free ?? [])];
+    const moved = preset && Object.entries({ ...DEFAULTS, ...preset.state }).some(([key, value]) => !looked.includes(key) && state[key] !== value);
+    if (preset) claim.replaceChildren(make("b", { textContent: `${preset.title}. ` }), moved ? "Moved from the example: Reset brings it back." : preset.sentence);
     byId("preset").value = preset ? preset.id : "";
   }
 
@@ -242,7 +260,7 @@ function start(data) {
     const { swept, trace, layer } = frame, series = [];
     trace.cell.ports.forEach((port, p) => {
       series.push({ name: port, role: roleOfPath(trace.cell, p), dash: DASHES[p], values: swept.paths[port] });
-      if (layer?.paths[port]) series.push({ name: `${port}, measured`, role: roleOfPath(trace.cell, p), dash: "1 4", thin: true, values: layer.paths[port] });
+      if (layer?.paths[port]) series.push({ name: p ? null : "thin, dotted: measured", role: roleOfPath(trace.cell, p), dash: "1 4", thin: true, values: layer.paths[port] });
     });
     lags("paths", series, { log: false, range: [-0.25, 1.25], ticks: [0, 0.5, 1], label: `Share of each path by lag. ${pathsSentence(frame)}` });
     say("paths", pathsSentence(frame));
@@ -329,7 +347,7 @@ function start(data) {
       slider("input", layer ? "input weights ×" : "input gain", (value) => (layer ? `× ${number(value)}` : `sd = ${number(value)}/√H`)),
     );
     if (cell.keepGate && !layer) weights.append(slider("chrono", "chrono biases ln u, up to", (value) => (value < 3 ? "off" : `${value} steps`)));
-    if (cell.sigmoids.length && !fixed) {
+    if (cell.sigmoids.length) {
       weights.append(make("div", { className: "pair" },
         slider("cut", "reset at", (value) => (value ? `step ${value}` : "never")), slider("cutUnits", "units reset", (value) => `${value}`)));
     }
@@ -343,7 +361,7 @@ function start(data) {
       select.value = layer ? String(state.layer) : "drawn";
       select.addEventListener("change", () => {
         if (select.value === "drawn") change({ source: "drawn" }, { rebuild: true });
-        else change(stateOfLayer({ ...DEFAULTS, source: "flow", layer: Number(select.value) }, data.flow.layers[Number(select.value)]), { rebuild: true });
+        else change(atRest(Number(select.value)), { rebuild: true });
       });
       sequence.append(make("div", { className: "control" }, make("label", { htmlFor: select.id, textContent: "Network" }), select));
     }
@@ -384,12 +402,12 @@ function start(data) {
   menu.append(make("option", { value: "", textContent: "free play" }), ...data.presets.map(({ id, title }) => make("option", { value: id, textContent: title })));
   menu.addEventListener("change", () => go(menu.value ? `#preset=${menu.value}` : ""));
   function go(hash) {
-    state = fromHash(hash, data.presets);
+    state = usable(fromHash(hash, data.presets));
     build();
     schedule();
   }
   byId("reset").addEventListener("click", () => {
-    if (state.source === "flow") change(stateOfLayer({ ...DEFAULTS, source: "flow", layer: state.layer }, data.flow.layers[state.layer]), { rebuild: true });
+    if (state.source === "flow") change(atRest(state.layer), { rebuild: true });
     else go(state.preset ? `#preset=${state.preset}` : "");
   });
   byId("all").addEventListener("click", () => change({ view: "full" }, { rebuild: true }));

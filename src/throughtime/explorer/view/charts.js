@@ -22,7 +22,15 @@ function decades(series) {
       if (value > high) high = value;
     }
   }
-  return [-wideEnough(-low), high > 0.3 ? wideEnough(high) : 0];
+  return [-wideEnough(-low), high <= 0.3 ? 0 : high <= 1 ? 1 : wideEnough(high)];
+}
+
+function decadeTicks(low, high) {
+  const least = (high - low) / 5, power = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
+  const step = [1, 2, 3, 4, 5, 10].map((factor) => factor * power).find((each) => each >= least);
+  const ticks = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step) ticks.push(tick + 0); // + 0: no −0
+  return ticks;
 }
 
 function roundSteps(count, most) {
@@ -44,12 +52,11 @@ function drawLags(host, spec) {
   for (const [a, b] of runs((spec.needed ?? []).filter((lag) => lag < spec.count))) {
     parts.push(tag("rect", { class: "band", x: (x(a) - half).toFixed(1), y: MARGIN.top, width: (x(b) - x(a) + 2 * half).toFixed(1), height: inner }));
   }
-  const ticks = spec.log ? [0, 1, 2, 3, 4].map((i) => low + ((high - low) * i) / 4) : spec.ticks;
-  if (spec.log && low < 0 && high > 0 && !ticks.includes(0)) ticks.push(0);
+  const ticks = spec.ticks ?? decadeTicks(low, high);
   for (const tick of ticks) {
-    const label = spec.log ? powerOfTen(Number(tick.toFixed(1))) : number(tick, 2);
+    const label = spec.log ? powerOfTen(tick) : number(tick, 2);
     parts.push(tag("line", { class: tick === 0 ? "grid zero" : "grid", x1: MARGIN.left, x2: right, y1: y(tick).toFixed(1), y2: y(tick).toFixed(1) }));
-    if (Number.isInteger(tick) || !spec.log) parts.push(words(MARGIN.left - 6, y(tick) + 4, label, { class: "tick end" }));
+    parts.push(words(MARGIN.left - 6, y(tick) + 4, label, { class: "tick end" }));
   }
   const bottom = MARGIN.top + inner;
   for (const { values, role, dash, thin } of spec.series) {

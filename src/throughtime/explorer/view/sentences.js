@@ -19,8 +19,8 @@ function growthWords({ nats, factor, halfLife, last }) {
 // The growth rate in its three forms; the mean over all lags that are told.
 function rateSentence({ growth: { nats, last, eFold, halfLife } }) {
   if (!Number.isFinite(nats)) return "";
-  const [times, verb] = nats > 0 ? [`e-fold in ${steps(-eFold)}, twice in ${steps(-halfLife)}`, "grows"] : [`e-fold ${steps(eFold)}, half-life ${steps(halfLife)}`, "falls"];
-  return `Growth rate ${number(nats)} nats a step: ${verb} by × ${fromLog10(nats / Math.LN10)} a step; ${times} (mean over lags 0–${last}).`;
+  const times = nats > 0 ? `e-fold in ${steps(-eFold)}, doubling in ${steps(-halfLife)}` : `e-fold ${steps(eFold)}, half-life ${steps(halfLife)}`;
+  return `Growth rate ${number(nats)} nats a step (× ${fromLog10(nats / Math.LN10)}); ${times}; mean over lags 0–${last}.`;
 }
 
 // The sentence of the page, also spoken to screen readers.
@@ -51,7 +51,7 @@ function jacobianSentence({ k, paths, whole, state }) {
 function termsSentence({ lag, origin, state }, term, transport) {
   const total = summedNorms(term.log10_norm), nearest = 10 ** term.log10_norm[0] / total;
   const at = term.log10_norm[lag], carried = transport[lag];
-  const first = Number.isFinite(term.log10_norm[0]) ? `${percent(nearest)} of Σ‖term‖ is lag 0${state.loss === "every" ? "" : ", the k = t term"}` : "the k = t term is 0";
+  const first = Number.isFinite(term.log10_norm[0]) ? `${percent(nearest)} of Σ‖term‖ is lag 0${state.loss === "every" ? "" : ", the k = t term"}, ${fromLog10(term.log10_norm[0])}` : "the k = t term is 0";
   if (!Number.isFinite(at)) return `${first}. At lag ${lag}: ${Number.isNaN(at) ? "no step so far back" : "0"}.`;
   return `${first}. At lag ${lag}: transport ${fromLog10(carried)} × immediate ${fromLog10(at - carried)} = ${fromLog10(at)}.`;
 }
@@ -93,7 +93,7 @@ function unitsSentence({ scales, halves, trace }) {
   if (Number.isNaN(scales[0])) return measured.length ? `No gate keeps the state; measured half-lives ${number(Math.min(...measured), 2)} to ${steps(Math.max(...measured))}.` : "No gate keeps the state; no unit's gradient halves here.";
   const ratios = [...halves].map((half, j) => half / (Math.LN2 * scales[j])).filter((value) => !Number.isNaN(value)).sort((a, b) => a - b);
   const range = `By its gate alone a unit keeps ${number(Math.min(...scales), 2)} to ${steps(Math.max(...scales))} (e-fold)`;
-  return ratios.length ? `${range}; its half-life, measured, is ${number(quantile(ratios, 0.5), 2)} times what that gives (median).` : `${range}; no unit's gradient halves within the sequence.`;
+  return ratios.length ? `${range}; its half-life, measured in ${ratios.length} of ${halves.length}, is ${number(quantile(ratios, 0.5), 2)} times what that gives (median).` : `${range}; no unit's gradient halves within the sequence.`;
 }
 
 function pathsSentence({ swept, lag, trace }) {

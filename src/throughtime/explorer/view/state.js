@@ -2,7 +2,7 @@
 
 const DEFAULTS = {
   preset: "", view: "full", source: "drawn", layer: 0,
-  cell: "gru-reset-before", task: "delayed", T: 100, H: 24, loss: "last", at: 100, seed: 1,
+  cell: "gru-reset-before", task: "delayed", T: 100, H: 24, loss: "last", at: 100, seed: 7,
   z: 0, r: 0, f: 0, i: 0, o: 0, gain: 1, input: 1, chrono: 0, cut: 0, cutUnits: 12,
   parameter: "weight_ih", gate: "z", shown: "z", lag: 10,
 };
@@ -30,6 +30,7 @@ function allowed(key, value) {
 
 // Values that must fit each other.
 function settled(state) {
+  if (state.view === "cv556070") state.cell = "gru-reset-before"; // the question's own
   const cell = CELLS[state.cell];
   for (const key of ["T", "H", "at", "seed", "chrono", "cut", "cutUnits", "lag", "layer"]) state[key] = Math.round(state[key]);
   if (!cell.gates.includes(state.gate)) state.gate = cell.keepGate ?? cell.gates[0];
