@@ -1,4 +1,7 @@
-"""Make the README's numbers and picture, docs/rules.md and the list in docs/explorer.md: `make readme`. Everything printed is computed here and now."""
+"""Make the README's numbers and picture, docs/rules.md and the list in docs/explorer.md: `make readme`.
+
+Everything printed is computed here and now.
+"""
 
 from __future__ import annotations
 

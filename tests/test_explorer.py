@@ -1,4 +1,4 @@
-"""The explorer without a browser: untrusted FLOW files end in the library's own error, names cannot leave the data, the command."""
+"""The explorer without a browser: untrusted FLOW files, what the page is made of, the command."""
 
 from __future__ import annotations
 

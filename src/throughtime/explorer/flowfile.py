@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _check(value: Any, wanted: dict[str, Any], at: str, path: Path) -> None:
     if "enum" in wanted and value not in wanted["enum"]:
         raise _misfit(at, value, f"one of {wanted['enum']}", path)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number no float can hold
             raise _misfit(at, value, "a finite number", path)
         if "minimum" in wanted and value < wanted["minimum"]:
             raise _misfit(at, value, f"at least {wanted['minimum']}", path)

@@ -9,7 +9,8 @@ const DEAD = -(2 ** 30); // the exponent of a row that is zero
 // trace: of `cell.run`; g (T·H): what enters at each step; gc ((S − 1)·H or null): what enters at the last c.
 // → by lag: log10 sums Σ‖λ‖² (`square`), pairs, `entering` Σ‖λ[t, t]‖² of the pairs that reach back so far, `units` (lag·H),
 // path shares; and the adjoints of the pre-activations, `pre` (rows, P·H) times 2^`power`, `first[τ]` the first row of a lag.
-function sweep(trace, g, gc = null) {
+// store: room for `pre` to be used again by the next sweep, which then takes this one's away.
+function sweep(trace, g, gc = null, store = null) {
   const { cell, T, H, P, S } = trace, size = S * H, ports = cell.ports.length;
   const origins = [];
   for (let t = 0; t < T; t++) {
@@ -26,7 +27,7 @@ function sweep(trace, g, gc = null) {
   });
   const result = {
     trace, origins, first,
-    pre: new Float64Array(first[T] * P * H),
+    pre: store?.length === first[T] * P * H ? store : new Float64Array(first[T] * P * H),
     power: new Int32Array(first[T]),
     square: { mantissa: new Float64Array(T), exponent: new Int32Array(T).fill(DEAD) },
     units: new Float64Array(T * H).fill(NaN), // log10 Σ λ_j²
@@ -35,7 +36,7 @@ function sweep(trace, g, gc = null) {
     paths: Object.fromEntries(cell.ports.map((port) => [port, new Float64Array(T).fill(NaN)])),
   };
   const entered = origins.map((t, r) => squares(rows, r * size, size));
-  for (let r = 0; r < R; r++) rescale(rows, r * size, size, power, r);
+  for (let r = 0; r < R; r++) rescale(rows, r * size, size, power, r, largest(rows, r * size, size));
   const out = room(trace, R), unit = new Float64Array(H), inner = new Float64Array(ports), steps = new Int32Array(R);
   const along = new Float64Array(H), { carry } = out;
   for (let lag = 0; lag < T; lag++) {
@@ -46,8 +47,8 @@ function sweep(trace, g, gc = null) {
       if (power[r] > top) top = power[r];
       steps[r] = origins[r] - lag;
     }
+    out.pre = result.pre.subarray(first[lag] * P * H, first[lag + 1] * P * H);
     cell.pull(trace, steps, start, live, rows, out);
-    result.pre.set(out.pre.subarray(0, live * P * H), first[lag] * P * H);
     let sum = 0, whole = 0;
     unit.fill(0);
     inner.fill(0);
@@ -55,15 +56,29 @@ function sweep(trace, g, gc = null) {
       const k = steps[r], at = r * size, scale = powerOfTwo(power[r] - top), place = r - start;
       result.entering[lag] += entered[r];
       result.power[first[lag] + place] = power[r];
-      sum += scale * scale * squares(rows, at, size);
-      for (let j = 0; j < H; j++) {
-        const value = scale * totalAt(trace, k, rows, at, j);
-        unit[j] += value * value;
+      if (S === 1) {
+        for (let j = 0; j < H; j++) {
+          const value = scale * rows[at + j];
+          unit[j] += value * value;
+        }
+      } else {
+        sum += scale * scale * squares(rows, at, size);
+        for (let j = 0; j < H; j++) {
+          const value = scale * totalAt(trace, k, rows, at, j);
+          unit[j] += value * value;
+        }
       }
-      if (k > 0) whole += addPathProducts(trace, k - 1, out.paths, place, live, scale, along, inner);
-      for (let j = 0; j < size; j++) rows[at + j] = carry[place * size + j];
-      rescale(rows, at, size, power, r);
+      if (k > 0) addPathProducts(trace, k - 1, out, place, live, scale * scale, along, inner);
+      let peak = 0;
+      for (let j = 0, from = place * size; j < size; j++) {
+        const value = carry[from + j], magnitude = value < 0 ? -value : value;
+        rows[at + j] = value;
+        if (magnitude > peak) peak = magnitude;
+      }
+      rescale(rows, at, size, power, r, peak);
     }
+    if (S === 1) for (let j = 0; j < H; j++) sum += unit[j];
+    for (let p = 0; p < ports; p++) whole += inner[p]; // Σ⟨λ_p, λ⟩ = ⟨λ, λ⟩
     result.pairs[lag] = live;
     result.square.mantissa[lag] = sum;
     result.square.exponent[lag] = 2 * top;
@@ -73,24 +88,25 @@ function sweep(trace, g, gc = null) {
   return result;
 }
 
-// Of one row that lands at step k: inner[p] += scale²⟨λ_p, λ⟩ of each path, told on the total adjoint; returns scale²⟨λ, λ⟩.
-function addPathProducts(trace, k, paths, place, live, scale, along, inner) {
+// Of one row that lands at step k: inner[p] += weight · ⟨λ_p, λ⟩ of each path, told on the total adjoint.
+function addPathProducts(trace, k, { paths, carry }, place, live, weight, along, inner) {
   const { H, S, slope } = trace, ports = inner.length;
-  along.fill(0);
-  for (let p = 0; p < ports; p++) {
-    const from = (p * live + place) * H;
-    // the carry path lands on c of an LSTM, the others on h
-    if (S > 1 && p > 0) for (let j = 0; j < H; j++) along[j] += paths[from + j] * slope[k * H + j];
-    else for (let j = 0; j < H; j++) along[j] += paths[from + j];
-  }
+  if (S === 1) for (let j = 0; j < H; j++) along[j] = carry[place * H + j];
+  else for (let j = 0; j < H; j++) along[j] = totalAt(trace, k, carry, place * S * H, j);
   for (let p = 0; p < ports; p++) {
     const from = (p * live + place) * H;
     let sum = 0;
+    // the carry path lands on c of an LSTM, the others on h
     if (S > 1 && p > 0) for (let j = 0; j < H; j++) sum += paths[from + j] * slope[k * H + j] * along[j];
     else for (let j = 0; j < H; j++) sum += paths[from + j] * along[j];
-    inner[p] += scale * scale * sum;
+    inner[p] += weight * sum;
   }
-  return scale * scale * squares(along, 0, H);
+}
+
+function largest(values, at, count) {
+  let peak = 0;
+  for (let j = at; j < at + count; j++) peak = Math.max(peak, Math.abs(values[j]));
+  return peak;
 }
 
 function squares(values, at, count) {
@@ -99,13 +115,8 @@ function squares(values, at, count) {
   return sum;
 }
 
-// Brings a row back near 1; `power` [r] counts what was taken out.
-function rescale(rows, at, size, power, r) {
-  let peak = 0;
-  for (let j = at; j < at + size; j++) {
-    const value = Math.abs(rows[j]);
-    if (value > peak) peak = value;
-  }
+// Brings a row, whose largest entry is `peak`, back near 1; `power` [r] counts what was taken out.
+function rescale(rows, at, size, power, r, peak) {
   if (peak === 0) power[r] = DEAD;
   else if (peak > FAR || peak < 1 / FAR) {
     const shift = Math.floor(Math.log2(peak)), half = shift >> 1;

@@ -37,13 +37,19 @@ function between(cases, place) {
   }));
 }
 
-// Where on the way between the cases a state is nearest, in steps of .01.
+// Where on the way between the cases a state is nearest: projected on each stretch.
 function placeOf(cases, state) {
   let best = 0, least = Infinity;
-  for (let i = 0; i <= 100 * (cases.length - 1); i++) {
-    const there = between(cases, i / 100);
-    const distance = Object.entries(there).reduce((sum, [gate, value]) => sum + (value - state[gate]) ** 2, 0);
-    if (distance < least - 1e-9) [best, least] = [i / 100, distance];
+  for (let i = 0; i + 1 < cases.length; i++) {
+    const from = cases[i].state, to = cases[i + 1].state, gates = Object.keys(from);
+    let along = 0, length = 0, distance = 0;
+    for (const gate of gates) {
+      along += (state[gate] - from[gate]) * (to[gate] - from[gate]);
+      length += (to[gate] - from[gate]) ** 2;
+    }
+    const part = Math.min(1, Math.max(0, along / length));
+    for (const gate of gates) distance += (from[gate] + part * (to[gate] - from[gate]) - state[gate]) ** 2;
+    if (distance < least) [best, least] = [i + part, distance];
   }
   return best;
 }
@@ -136,7 +142,10 @@ function start(data) {
 
   function show() {
     const { layer, trace } = frame;
-    if (root.dataset.view !== state.view) root.dataset.view = state.view;
+    if (root.dataset.view !== state.view) {
+      root.dataset.view = state.view;
+      forgetWidths();
+    }
     byId("all").hidden = state.view === "full";
     const full = state.view === "full";
     showSupply(full);
@@ -440,7 +449,10 @@ function start(data) {
   });
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (width !== innerWidth) schedule();
+    if (width !== innerWidth) {
+      forgetWidths();
+      schedule();
+    }
     width = innerWidth;
   });
 

@@ -38,17 +38,38 @@ function roundSteps(count, most) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough) ?? 10 * power;
 }
 
+// Widths are read once and then kept until the window changes: reading one between two drawings would lay the page out again.
+let widths = new WeakMap();
+function widthOf(host) {
+  if (!widths.get(host)) widths.set(host, host.clientWidth);
+  return Math.max(260, widths.get(host) || 600);
+}
+function forgetWidths() {
+  widths = new WeakMap();
+}
+
+// An SVG in two groups: `fixed`, axes and words, is only replaced when it changed, which most moves spare; `moving` is drawn anew.
+function put(host, width, height, label, fixed, moving) {
+  const key = `${width} ${height} ${fixed}`;
+  if (host.fixed !== key) {
+    host.fixed = key;
+    host.innerHTML = tag("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, `<g>${fixed}</g><g></g>`);
+  }
+  host.firstChild.setAttribute("aria-label", label);
+  host.firstChild.lastChild.innerHTML = moving;
+}
+
 // Lines over the lag. spec: {count, series: [{name, values, role, dash}], log, range, cursor, needed, demand: {z, threshold, lags},
 // height, x: the axis' name}. Marks on the cursor show what the sentence above the chart says.
 function drawLags(host, spec) {
-  const width = Math.max(260, host.clientWidth || 600), height = spec.height;
+  const width = widthOf(host), height = spec.height;
   const strip = spec.demand ? 64 : 0, inner = height - MARGIN.top - MARGIN.bottom - strip;
   const right = width - MARGIN.right, span = Math.max(1, spec.count - 1);
   const [low, high] = spec.log ? decades(spec.series) : spec.range;
   const x = (lag) => MARGIN.left + ((right - MARGIN.left) * lag) / span;
   const y = (value) => MARGIN.top + inner * (1 - (Math.min(high, Math.max(low, value)) - low) / (high - low));
   const half = Math.max(1, (x(1) - x(0)) / 2);
-  const parts = [];
+  const parts = [], moving = [];
   for (const [a, b] of runs((spec.needed ?? []).filter((lag) => lag < spec.count))) {
     parts.push(tag("rect", { class: "band", x: (x(a) - half).toFixed(1), y: MARGIN.top, width: (x(b) - x(a) + 2 * half).toFixed(1), height: inner }));
   }
@@ -70,7 +91,7 @@ function drawLags(host, spec) {
       path += `${pen}${x(lag).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = "L";
     }
-    parts.push(tag("path", { class: `line ${role}${thin ? " thin" : ""}`, d: path || "M0 0", "stroke-dasharray": dash ?? "none" }));
+    moving.push(tag("path", { class: `line ${role}${thin ? " thin" : ""}`, d: path || "M0 0", "stroke-dasharray": dash ?? "none" }));
   }
   if (spec.demand) {
     const top = bottom + 22, base = height - MARGIN.bottom, { z, threshold, lags } = spec.demand;
@@ -86,17 +107,17 @@ function drawLags(host, spec) {
     parts.push(tag("line", { class: "axis", x1: MARGIN.left, x2: right, y1: base, y2: base }));
   }
   if (spec.cursor !== null && spec.cursor < spec.count) {
-    parts.push(tag("line", { class: "cursor", x1: x(spec.cursor).toFixed(1), x2: x(spec.cursor).toFixed(1), y1: MARGIN.top, y2: height - MARGIN.bottom }));
+    moving.push(tag("line", { class: "cursor", x1: x(spec.cursor).toFixed(1), x2: x(spec.cursor).toFixed(1), y1: MARGIN.top, y2: height - MARGIN.bottom }));
     for (const { values, role } of spec.series) {
       const value = values[spec.cursor];
-      if (Number.isFinite(value)) parts.push(tag("circle", { class: `dot ${role}`, cx: x(spec.cursor).toFixed(1), cy: y(value).toFixed(1), r: 4 }));
+      if (Number.isFinite(value)) moving.push(tag("circle", { class: `dot ${role}`, cx: x(spec.cursor).toFixed(1), cy: y(value).toFixed(1), r: 4 }));
     }
   }
   const step = roundSteps(span, Math.min(10, width / 60)), foot = height - MARGIN.bottom;
   parts.push(tag("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }));
   for (let lag = 0; lag <= span; lag += step) parts.push(words(x(lag), foot + 14, lag, { class: "tick middle" }));
   parts.push(words(right, foot + 29, spec.x, { class: "tick end" }));
-  host.innerHTML = tag("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": spec.label }, parts.join(""));
+  put(host, width, height, spec.label, parts.join(""), moving.join(""));
   host.reading = (clientX) => {
     const box = host.getBoundingClientRect(), at = ((clientX - box.left) * width) / box.width;
     return Math.min(spec.count - 1, Math.max(0, Math.round(((at - MARGIN.left) / (right - MARGIN.left)) * span)));
@@ -105,13 +126,13 @@ function drawLags(host, spec) {
 
 // One mark a unit on a logarithmic axis of steps. marks: [{values (H), role, shape}]
 function drawUnits(host, { count, marks, height, label }) {
-  const width = Math.max(260, host.clientWidth || 400), inner = height - MARGIN.top - MARGIN.bottom, right = width - MARGIN.right;
+  const width = widthOf(host), inner = height - MARGIN.top - MARGIN.bottom, right = width - MARGIN.right;
   let most = 2;
   for (const { values } of marks) for (const value of values) if (Number.isFinite(value)) most = Math.max(most, Math.log10(Math.max(value, 0.01)));
   const high = most <= 2 ? 2 : most <= 3 ? 3 : most <= 4 ? 4 : Math.min(9, Math.ceil(most)), low = -1;
   const x = (unit) => MARGIN.left + ((right - MARGIN.left) * (unit + 0.5)) / count;
   const y = (value) => MARGIN.top + inner * (1 - (Math.min(high, Math.max(low, Math.log10(value))) - low) / (high - low));
-  const parts = [];
+  const parts = [], moving = [];
   for (let power = low; power <= high; power++) {
     parts.push(tag("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(10 ** power).toFixed(1), y2: y(10 ** power).toFixed(1) }));
     if (high - low < 6 || power % 2 === 0) parts.push(words(MARGIN.left - 6, y(10 ** power) + 4, power < 0 ? "0.1" : power < 4 ? 10 ** power : powerOfTen(power), { class: "tick end" }));
@@ -121,14 +142,14 @@ function drawUnits(host, { count, marks, height, label }) {
     values.forEach((value, unit) => {
       if (!(value > 0) || !Number.isFinite(value)) return;
       const cx = x(unit), cy = y(value);
-      if (shape === "bar") parts.push(tag("line", { class: `mark ${role}`, x1: (cx - size * 1.3).toFixed(1), x2: (cx + size * 1.3).toFixed(1), y1: cy.toFixed(1), y2: cy.toFixed(1) }));
-      else parts.push(tag("circle", { class: `${shape === "ring" ? "ring" : "dot"} ${role}`, cx: cx.toFixed(1), cy: cy.toFixed(1), r: size.toFixed(1) }));
+      if (shape === "bar") moving.push(tag("line", { class: `mark ${role}`, x1: (cx - size * 1.3).toFixed(1), x2: (cx + size * 1.3).toFixed(1), y1: cy.toFixed(1), y2: cy.toFixed(1) }));
+      else moving.push(tag("circle", { class: `${shape === "ring" ? "ring" : "dot"} ${role}`, cx: cx.toFixed(1), cy: cy.toFixed(1), r: size.toFixed(1) }));
     });
   }
   const step = roundSteps(count, 8);
   for (let unit = 0; unit < count; unit += step) parts.push(words(x(unit), height - MARGIN.bottom + 14, unit, { class: "tick middle" }));
   parts.push(words(right, height - MARGIN.bottom + 29, "unit", { class: "tick end" }));
-  host.innerHTML = tag("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label }, parts.join(""));
+  put(host, width, height, label, parts.join(""), moving.join(""));
 }
 
 // --- heat maps -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 // From the state to everything that the page shows: one frame. Pure, but for the data that the page carries.
 
+let store = null; // the largest array of a frame: making it anew at every move would cost a millisecond
+
 function frameOf(state, data) {
   const layer = state.source === "flow" ? data.flow?.layers[Math.min(state.layer, data.flow.layers.length - 1)] ?? null : null;
   const task = data.tasks.find((each) => each.id === state.task) ?? data.tasks[0];
   const recorded = Boolean(layer?.network);
   const given = recorded ? recordedNetwork(state, layer) : drawnNetwork(state, task, data.digits, layer && quantilesOf(layer));
   const trace = CELLS[state.cell].run(given.network);
-  const swept = sweep(trace, given.g, given.gc);
+  const swept = sweep(trace, given.g, given.gc, store);
+  store = swept.pre;
   const { origins } = swept, origin = origins.length ? origins[origins.length - 1] : trace.T - 1;
   const lag = Math.min(state.lag, origin), k = origin - lag;
   const arriving = log10Arriving(swept);
