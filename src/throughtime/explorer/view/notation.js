@@ -15,7 +15,7 @@ function fromLog10(log10) {
   if (log10 >= -3 && log10 < 4) return number(10 ** log10, 2);
   let exponent = Math.floor(log10), mantissa = Number((10 ** (log10 - exponent)).toFixed(1));
   if (mantissa >= 10) [exponent, mantissa] = [exponent + 1, mantissa / 10];
-  return `${mantissa} × ${powerOfTen(exponent)}`;
+  return `${mantissa}\u00a0×\u00a0${powerOfTen(exponent)}`; // a number is not broken over two lines
 }
 
 function number(value, digits = 3) {
@@ -33,7 +33,7 @@ function percent(share) {
   if (!Number.isFinite(share)) return "–";
   const value = share * 100;
   if (Math.abs(value) > 99 && Math.abs(value) < 100) return `${number(value, Math.min(6, 2 + Math.ceil(-Math.log10(100 - Math.abs(value)) + 1)))} %`;
-  return `${number(value, 2)} %`;
+  return `${number(value, 2)}\u00a0%`;
 }
 
 function runs(lags) {
@@ -64,9 +64,9 @@ function symbol(cell, parameter, gate) {
 }
 
 const CELL_NAMES = {
-  "gru-reset-before": "GRU of the question (reset before the product)",
+  "gru-reset-before": "GRU of the question",
   "gru-reset-before-z-takes": "GRU, reset before the product, z takes",
-  gru: "GRU of PyTorch (reset after the product)",
+  gru: "GRU of PyTorch",
   "gru-z-takes": "GRU, reset after the product, z takes",
   lstm: "LSTM",
   "rnn-tanh": "Elman RNN (tanh)",

@@ -4,6 +4,7 @@ const steps = (value) => `${number(value, 3)} ${number(value, 3) === "1" ? "step
 
 function arrives(log10) {
   if (log10 === -Infinity) return "nothing arrives";
+  if (Math.abs(log10) < 0.002) return "all of it arrives";
   return log10 > 0.04 ? `it has grown ${fromLog10(log10)}-fold` : `${fromLog10(log10)} arrives`;
 }
 
@@ -25,30 +26,32 @@ function rateSentence({ growth: { nats, last, eFold, halfLife } }) {
 
 // The sentence of the page, also spoken to screen readers.
 function mainSentence(frame) {
-  const { growth: grown, arriving, needed, demand } = frame;
+  const { growth: grown, arriving, needed } = frame;
   const supply = `${growthWords(grown)} At lag ${grown.last}, ${arrives(grown.arriving)}.`;
   const there = needed.filter((lag) => lag <= grown.last);
   if (!there.length) return supply;
-  const least = Math.min(...there.map((lag) => arriving[lag]));
-  return `${supply} The loss asks for ${lagWords(needed)}: ${there.length > 1 ? "at least " : ""}${arrives(least)} there.`;
+  const [least, most] = [Math.min, Math.max].map((of) => of(...there.map((lag) => arriving[lag])));
+  const answer = fromLog10(least) === fromLog10(most) ? arrives(least) : `${fromLog10(least)} to ${fromLog10(most)} arrives`;
+  return `${supply} The loss asks for ${lagWords(needed)}: ${answer} there.`;
 }
 
-function supplySentence({ arriving, lag, demand, growth: grown }) {
-  return `Of the gradient, ${arrives(arriving[lag])} at lag ${lag}.`.replace("it has grown", "what has arrived grew");
+function supplySentence({ arriving, lag }) {
+  const log10 = arriving[lag];
+  return log10 > 0.04 ? `At lag ${lag} the gradient has grown ${fromLog10(log10)}-fold.` : `Of the gradient, ${arrives(log10)} at lag ${lag}.`;
 }
 
-function demandSentence({ state, task, demand, needed, demandSource }) {
+function demandSentence({ demand, needed, demandSource }) {
   if (!demand) return demandSource;
   const found = needed.length ? `${lagWords(needed)} asked for` : "no demand detected, which is not “not needed”; nothing here says that more is needed";
   return `Demand, by ${demandSource}: ${found}.`;
 }
 
-function jacobianSentence({ k, paths, whole, state }) {
+function jacobianSentence({ k, paths, whole }) {
   const parts = paths.map(({ port, size }) => `${port} ${number(size, 2)}`).join(", ");
   return `At step ${k + 1}: ${parts}${paths.length > 1 ? `; together ${number(whole, 2)}` : ""} (identity: 1).`;
 }
 
-function termsSentence({ lag, origin, state }, term, transport) {
+function termsSentence({ lag, state }, term, transport) {
   const total = summedNorms(term.log10_norm), nearest = 10 ** term.log10_norm[0] / total;
   const at = term.log10_norm[lag], carried = transport[lag];
   const first = Number.isFinite(term.log10_norm[0]) ? `${percent(nearest)} of Σ‖term‖ is lag 0${state.loss === "every" ? "" : ", the k = t term"}, ${fromLog10(term.log10_norm[0])}` : "the k = t term is 0";
