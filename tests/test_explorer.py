@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from torch import nn
 
 import throughtime as tt
-from throughtime.cells import REGISTRY
 from throughtime.cli import main
 from throughtime.errors import InputError
 from throughtime.explorer.flowfile import read
@@ -194,13 +193,10 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
         assert call not in page
 
 
-def test_the_arithmetic_knows_no_page_and_every_cell_of_the_library() -> None:
+def test_the_arithmetic_knows_no_page() -> None:
     code = maths()
     for name in ("document", "window", "location", "performance", "Math.random", "Date"):
         assert not re.search(rf"\b{name}\b(?! )", code.split("\n", 1)[1]), name
-    table = code[code.index("const CELLS = {") :]
-    known = re.findall(r'^  "?([\w-]+)"?: \w+\(', table[: table.index("};")], re.MULTILINE)
-    assert sorted(known) == sorted(REGISTRY)
 
 
 def test_examples_are_listed_in_the_docs_as_they_are() -> None:
