@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+import fixtures_report as fixtures
 import throughtime as tt
 from throughtime.cli import main
 from throughtime.errors import InputError
@@ -165,6 +166,21 @@ def test_a_file_that_is_not_there_is_the_librarys_error(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_every_part_of_the_schema_is_read(tmp_path: Path) -> None:
+    """A report with findings and a verification uses all of it."""
+    path = tmp_path / "report.json"
+    gru = fixtures.layer(hops=None, convention={"reset": "after", "z": "keeps"})
+    lstm = fixtures.layer(cell="lstm", hops=None, every_step=True, tail=20)
+    for report in (fixtures.build(gru, verification=fixtures.verification()), fixtures.build(lstm)):
+        path.write_text(report.to_json(), encoding="utf-8")
+        assert read(path)["layers"][0]["steps"] == 100
+    broken = json.loads(path.read_text(encoding="utf-8"))
+    broken["findings"][0]["code"] = "no code"
+    path.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(InputError, match=r"findings\[0\]\.code"):
+        read(path)
+
+
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
 def test_a_good_flow_is_let_through(tmp_path: Path, kind: str) -> None:
     path, flow = tmp_path / "flow.json", recorded(kind)
@@ -242,6 +258,27 @@ def test_command_writes_a_page(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert '"start":"#preset=chrono"' in out.read_text(encoding="utf-8")
     assert '"network":{' in out.read_text(encoding="utf-8")
+
+
+def test_from_diagnose_to_explore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_to_explore.py").write_text(
+        "import torch\n"
+        "model = lambda: torch.nn.GRU(2, 4)\n"
+        "data = lambda: torch.randn(9, 25, 2)\n"
+        "def loss(model, x):\n    return model(x)[0][-1].square().sum()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [f"mine_to_explore:{name}" for name in ("model", "data", "loss")]
+    arguments = ["diagnose", names[0], "--data", names[1], "--loss", names[2], "--format", "json", "--fail-on", "never"]
+    done = CliRunner().invoke(main, [*arguments, "--network"])
+    assert done.exit_code == 0, done.stderr
+    jsonschema.validate(json.loads(done.stdout), schema())
+    flow = tmp_path / "flow.json"
+    flow.write_text(done.stdout, encoding="utf-8")
+    done = CliRunner().invoke(main, ["explore", str(flow), "-o", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.stderr
+    assert '"network":{' in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_command_errors(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _check(value: Any, wanted: dict[str, Any], at: str, path: Path) -> None:
     """Against the part of JSON Schema that schema.json uses."""
     known = {
         "$schema", "$id", "$defs", "title", "description", "type", "enum", "const", "properties", "required",
-        "additionalProperties", "items", "anyOf", "minimum",
+        "additionalProperties", "items", "anyOf", "minimum", "pattern",
     }  # fmt: skip
     assert set(wanted) <= known, f"schema.json has keywords that are not read here: {set(wanted) - known}"
     if "anyOf" in wanted:
@@ -89,6 +90,8 @@ def _check(value: Any, wanted: dict[str, Any], at: str, path: Path) -> None:
         raise _misfit(at, value, f"{wanted['type']}", path)
     if "const" in wanted and value != wanted["const"]:
         raise _misfit(at, value, repr(wanted["const"]), path)
+    if "pattern" in wanted and isinstance(value, str) and not re.search(wanted["pattern"], value):
+        raise _misfit(at, value, f"text like {wanted['pattern']}", path)
     if "enum" in wanted and value not in wanted["enum"]:
         raise _misfit(at, value, f"one of {wanted['enum']}", path)
     if isinstance(value, int | float) and not isinstance(value, bool):

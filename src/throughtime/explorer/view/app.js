@@ -189,7 +189,7 @@ function start(data) {
   function showSupply(full) {
     const { layer, arriving, demand, needed } = frame;
     const series = [{ name: layer ? "here, with the sliders" : "supply: what arrives", role: "supply", values: arriving }];
-    if (layer) series.push({ name: "measured (relative to lag 0)", role: "ink", dash: DASHES[1], thin: true, values: measuredArriving(layer) });
+    if (layer) series.push({ name: `measured${layer.network ? ", this sequence" : ""} (relative to lag 0)`, role: "ink", dash: DASHES[1], thin: true, values: measuredArriving(layer) });
     const label = `Gradient that arrives, on a logarithmic axis over the lag. ${supplySentence(frame)}`;
     lags("supply", series, { log: true, needed: full ? needed : [], demand: full ? demand : null, label, height: tall("supply") + (full && demand ? 60 : 0) });
     say("supply", supplySentence(frame));
