@@ -44,9 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     files.append(File.generated(config, "schema.json", content=SCHEMA.read_text(encoding="utf-8")))
-    tool = explorer()
-    if tool is not None:
-        files.append(File.generated(config, "explorer.html", content=tool))
+    files.append(File.generated(config, "explorer.html", content=explorer()))
     config.nav = _filled(config.nav, sorted(made))
     return files
 
@@ -56,10 +54,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return PART.sub(lambda found: PARTS[found["name"]](), markdown)
 
 
-def explorer() -> str | None:
-    """The explorer as `throughtime explore` writes it; None where there is no such command."""
-    if "explore" not in command_line.commands:
-        return None
+def explorer() -> str:
+    """The explorer as `throughtime explore` writes it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "explorer.html"
         told = CliRunner().invoke(command_line, ["explore", "-o", str(file)])

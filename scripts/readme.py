@@ -1,4 +1,4 @@
-"""Make the README's numbers and picture: `make readme`. Everything printed is computed here and now."""
+"""Make the README's numbers and picture, and the list in docs/explore.md: `make readme`. Everything is computed here and now."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from throughtime.diagnosis.report import Report
+from throughtime.explorer.page import presets
 from throughtime.progress import bar
 from throughtime.report.firstscreen import main_layer, picture
 from throughtime.report.headline import headline
@@ -54,6 +55,14 @@ and test accuracy after {done.steps} training steps goes from **{done.before.mea
 """
 
 
+def explorer_page(page: str) -> str:
+    """docs/explore.md with its list of examples."""
+    rows = [f"| `{each['id']}` | {each['title']} | {each['sentence'].replace('|', '&#124;')} |" for each in presets()]
+    table = "\n".join(["", "| id | example | what it shows |", "|---|---|---|", *rows, ""])
+    block = re.compile(r"(<!-- presets:.*?-->\n).*?(<!-- end -->)", re.S)
+    return block.sub(lambda found: found[1] + table + "\n" + found[2], page)
+
+
 def _wrapped(text: str, width: int = 110) -> str:
     """Long lines broken, their rest under the sentence."""
     return "\n".join(
@@ -63,7 +72,9 @@ def _wrapped(text: str, width: int = 110) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write them all."""
+    explorer = ROOT / "docs/explore.md"
+    explorer.write_text(explorer_page(explorer.read_text(encoding="utf-8")), encoding="utf-8")
     with bar() as tell:
         report = digits_report(tell)
     (ROOT / PICTURE).write_text(str(picture(report, main_layer(report), 720, standalone=True)), encoding="utf-8")
