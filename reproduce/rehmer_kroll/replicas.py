@@ -94,19 +94,19 @@ def chosen(parameters: Parameters, which: Sequence[int] | Tensor) -> Parameters:
     return {name: value[which] for name, value in parameters.items()}
 
 
-def states(kind: Kind, p: Parameters, x: Tensor, start: Tensor | None = None, cut: int | None = None) -> list[Tensor]:
+def states(
+    kind: Kind, p: Parameters, x: Tensor, start: tuple[Tensor, ...] | None = None, cut: int | None = None
+) -> list[Tensor]:
     """The outputs h_1 … h_T of the layer, each (R, B, H), for x (T, B, D) that all replicas read or (T, R, B, D).
 
-    start: (R, B, H), what every state is before the first step; 0 by default. cut: detach the state after every `cut`
-    steps, so that no gradient goes farther back.
+    start: the states before the first step, each (R, B, H); 0 by default. cut: detach the state after every `cut` steps,
+    so that no gradient goes farther back.
     """
     replicas, units = p["w_hh"].shape[:2]
-    into = torch.baddbmm(p["b_ih"], x.expand(replicas, *x.shape).flatten(1, 2), p["w_ih"]) if x.ndim == 3 else None
     steps, batch = x.shape[0], x.shape[-2]
-    if into is None:
-        into = torch.baddbmm(p["b_ih"], x.transpose(0, 1).flatten(1, 2), p["w_ih"])
-    into = into.unflatten(1, (steps, batch)).unbind(1)
-    state = (x.new_zeros(replicas, batch, units) if start is None else start,) * kind.states
+    rows = x.transpose(0, 1) if x.ndim == 4 else x.expand(replicas, *x.shape)
+    into = torch.baddbmm(p["b_ih"], rows.flatten(1, 2), p["w_ih"]).unflatten(1, (steps, batch)).unbind(1)
+    state = (x.new_zeros(replicas, batch, units),) * kind.states if start is None else start
     outputs = []
     for step in range(steps):
         if cut is not None and step % cut == 0:

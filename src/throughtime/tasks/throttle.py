@@ -86,11 +86,11 @@ class Throttle:
         return self.inertia * speed**2 / 2 + springs
 
     def simulate(
-        self, volts: Array, angle: float | None = None, speed: float = 0.0, substeps: int = SUBSTEPS
+        self, volts: Array, angle: float | Array | None = None, speed: float | Array = 0.0, substeps: int = SUBSTEPS
     ) -> tuple[Array, Array]:
         """Angles and speeds, each (T, …), at the end of every sampling interval, over which the voltage (T, …) is held.
 
-        angle, speed: where it starts; by default it rests at the limp-home angle.
+        angle, speed: where it starts, one for all records or (…); by default it rests at the limp-home angle.
 
         Raises InputError: no steps, or substeps below 1.
         """
