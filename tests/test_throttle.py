@@ -43,7 +43,7 @@ def test_without_voltage_energy_is_only_lost():
     angles, speeds = plant.simulate(np.zeros((15, 4)), angle, speed, substeps=200)
     energy = plant.energy(np.vstack([angle, angles]), np.vstack([speed, speeds]))
     assert (np.diff(energy, axis=0) <= 1e-9).all()
-    assert (energy[-1] < 0.5 * energy[0]).all()
+    assert (energy[-1] < 0.9 * energy[0]).all()
 
 
 def test_energy_is_the_work_of_the_springs():

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from reproduce.rehmer_kroll.identification import Task, bfr, delay_task, throttle_task
-from reproduce.rehmer_kroll.replicas import ELMAN, GRU, LSTM, Kind, Parameters, chosen, draw
+from reproduce.rehmer_kroll.replicas import ELMAN, GRU, LSTM, Kind, Parameters, chosen, draw, simulated
 from reproduce.rehmer_kroll.training import Recipe, train
 
 Array = NDArray[np.float64]
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 CLIPS = (math.inf, 0.5)
 UNITS = {"elman": 24, "gru": 13, "lstm": 11}
 """673, 638 and 628 parameters with one input and one output."""
@@ -28,8 +28,8 @@ FAILED = 50.0
 class Scale:
     """How much is trained: seeds of the trial, other seeds on which learning rates are chosen, steps, moments kept."""
 
-    seeds: tuple[int, ...] = tuple(range(24))
-    choosing: tuple[int, ...] = tuple(range(100, 104))
+    seeds: tuple[int, ...] = tuple(range(20))
+    choosing: tuple[int, ...] = tuple(range(100, 103))
     steps: int = 500
     kept: tuple[int, ...] = (0, 500)
     rates: tuple[float, ...] = RATES
@@ -55,7 +55,8 @@ class Arm:
     """One kind and one way of clipping, all seeds.
 
     rate: learning rate. bfr: (seeds,) on the test records. norms, losses: (steps, seeds), see `training.Trained`.
-    kept: parameters by step. chosen_by: median best-fit rate on the validation records by learning rate.
+    kept: parameters by step. shown: (T,) what the run of median best-fit rate says of the first test record. chosen_by:
+    median best-fit rate on the validation records by learning rate.
     """
 
     job: Job
@@ -65,6 +66,7 @@ class Arm:
     norms: Array
     losses: Array
     kept: dict[int, Parameters] = field(repr=False)
+    shown: Array = field(repr=False)
     chosen_by: dict[float, float]
 
 
@@ -105,12 +107,17 @@ def run(job: Job, scale: Scale, task: Task | None = None) -> list[Arm]:
     )
     done = train(kind, repeated(start(job, scale.seeds), many), task.batch, recipe, task.first, scale.kept)
     rates = bfr(task, kind, done.parameters, task.test)
+    with torch.no_grad():
+        guesses = simulated(kind, done.parameters, task.test[0][:, :1])[:, :, 0, 0].double().numpy()
     arms = []
     for place, clip in enumerate(job.clips):
         own = slice(place * seeds, (place + 1) * seeds)
         kept = {step: {name: value[own] for name, value in p.items()} for step, p in done.kept.items()}
+        middle = int(np.argsort(rates[own])[seeds // 2])
         norms, losses = done.norms[:, own].double().numpy(), done.losses[:, own].double().numpy()
-        arms.append(Arm(job, clip, best[place], rates[own], norms, losses, kept, by_clip[clip]))
+        arms.append(
+            Arm(job, clip, best[place], rates[own], norms, losses, kept, guesses[:, own][:, middle], by_clip[clip])
+        )
     return arms
 
 

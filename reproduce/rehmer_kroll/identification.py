@@ -22,7 +22,8 @@ BATCH = {"throttle": 16, "delay": 32}
 class Task:
     """x (T, N, D), y (T, N, O): train, validation (for the learning rate) and test. first: the first step that counts.
 
-    fresh: batches are drawn without end and `train` only serves as an example of them.
+    lag: of a delay, whose batches are drawn afresh without end. units: mean and standard deviation of input and of output
+    that were brought to 0 and 1.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Task:
     test: tuple[Tensor, Tensor]
     first: int
     lag: int | None = None
+    units: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 1.0), (0.0, 1.0))
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Batch `number`: the same for every network."""
@@ -57,13 +59,13 @@ def throttle_task(
     ]
     angles = [plant.simulate(given)[0] for given in volts]
 
-    def brought(values: np.ndarray, to: np.ndarray) -> Tensor:
-        return torch.from_numpy((values - to.mean()) / to.std()).float()[..., None]
+    units = tuple((float(part[0].mean()), float(part[0].std())) for part in (volts, angles))
 
-    train, validation, test = (
-        (brought(u, volts[0]), brought(y, angles[0])) for u, y in zip(volts, angles, strict=True)
-    )
-    return Task("throttle", train, validation, test, first=0)
+    def brought(values: np.ndarray, to: tuple[float, float]) -> Tensor:
+        return torch.from_numpy((values - to[0]) / to[1]).float()[..., None]
+
+    train, validation, test = ((brought(u, units[0]), brought(y, units[1])) for u, y in zip(volts, angles, strict=True))
+    return Task("throttle", train, validation, test, first=0, units=units)
 
 
 def delay_data(lag: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class Peak:
 
 def peak(steps: int, gate: Gate, critical: float = 1.0, start: float = START) -> Peak:
     """The peak between .5 and 3 times the critical w: the best of a grid, then of a finer one between its neighbours."""
-    w = np.sort(critical * SEARCHED)
+    w, found = np.sort(critical * SEARCHED), Peak(0.0, critical)
     for _ in range(3):
         heights = np.abs(run(w, steps, gate, start).by_weight)
         best = int(heights.argmax())
@@ -119,4 +119,5 @@ def scaling(steps: tuple[int, ...], gates: tuple[float, ...], least: float = 0.0
     variance = left_over @ left_over / (len(told) - design.shape[1])
     errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
     worst = float(np.expm1(np.abs(left_over)).max())
-    return Scaling(*(float(v) for pair in zip(solution[1:], errors[1:], strict=True) for v in pair), worst)
+    (_, by_steps, by_gate), (_, steps_error, gate_error) = solution.tolist(), errors.tolist()
+    return Scaling(by_steps, steps_error, by_gate, gate_error, worst)
