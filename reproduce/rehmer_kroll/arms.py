@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reproduce.rehmer_kroll.identification import Task, bfr, delay_task, throttle_task
+from reproduce.rehmer_kroll.identification import Task, bfr
 from reproduce.rehmer_kroll.replicas import ELMAN, GRU, LSTM, Kind, Parameters, chosen, draw, simulated
 from reproduce.rehmer_kroll.training import Recipe, train
 
@@ -70,11 +70,6 @@ class Arm:
     chosen_by: dict[float, float]
 
 
-def task_of(name: str) -> Task:
-    """ "throttle", or "delay N"."""
-    return throttle_task() if name == "throttle" else delay_task(int(name.split()[1]))
-
-
 def start(job: Job, seeds: tuple[int, ...]) -> Parameters:
     """The parameters before training, one replica a seed."""
     p = draw(KINDS[job.kind], 1, UNITS[job.kind], 1, seeds)
@@ -90,10 +85,10 @@ def repeated(p: Parameters, times: int) -> Parameters:
     return chosen(p, [replica for _ in range(times) for replica in range(replicas)])
 
 
-def run(job: Job, scale: Scale, task: Task | None = None) -> list[Arm]:
+def run(job: Job, scale: Scale, task: Task) -> list[Arm]:
     """Choose the learning rate of each way of clipping, then train all seeds at it."""
     torch.set_num_threads(1)
-    task, kind = task or task_of(job.task), KINDS[job.kind]
+    kind = KINDS[job.kind]
     settings = [(clip, rate) for clip in job.clips for rate in scale.rates]
     medians = _medians(task, kind, job, scale, settings)
     by_clip = {clip: {rate: medians[clip, rate] for rate in scale.rates} for clip in job.clips}

@@ -10,7 +10,7 @@ import numpy as np
 
 from reproduce.rehmer_kroll import figures, intervals, scalar, supply, vector
 from reproduce.rehmer_kroll.arms import FAILED, KINDS, UNITS, Arm, Scale
-from reproduce.rehmer_kroll.identification import Task, throttle_task
+from reproduce.rehmer_kroll.identification import Task, delay_task, throttle_task
 from reproduce.rehmer_kroll.replicas import GRU_BEFORE, count
 from reproduce.rehmer_kroll.replicas import KINDS as VECTOR_KINDS
 from reproduce.rehmer_kroll.trials import DELAYS, LAGS, THROTTLE, Trial, all_trials
@@ -41,7 +41,7 @@ class Size:
     vector_seeds: int = 100
     vector_steps: int = 50
     read: int = 5
-    jobs: tuple = THROTTLE + DELAYS
+    workers: int | None = None
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -279,7 +279,7 @@ def training_part(
 def make(tell: Tell, size: Size | None = None, task: Task | None = None) -> Made:
     """Everything on the page. task: the throttle in a smaller size, for tests."""
     size = size or Size()
-    parts = len(VECTOR_KINDS) * 2 + len(size.jobs) + 2
+    parts = len(VECTOR_KINDS) * 2 + len(THROTTLE + DELAYS) + 2
     done = iter(range(parts + 1))
 
     def said(what: str) -> None:
@@ -291,12 +291,13 @@ def make(tell: Tell, size: Size | None = None, task: Task | None = None) -> Made
         blocks |= more[0]
         drawn |= more[1]
     said("the throttle")
-    task = task or throttle_task()
-    lag = supply.demand(task)
+    throttle = task or throttle_task()
+    lag = supply.demand(throttle)
     if lag is None:
         raise RuntimeError("got no demand on the throttle; expected some lags; its records are too few")
-    trials = all_trials(size.jobs, size.trials, {"throttle": lag}, size.read, said)
-    more = training_part(trials, task, size.trials, lag)
+    tasks = {"throttle": throttle} | {f"delay {lag}": delay_task(lag) for lag in LAGS}
+    trials = all_trials(THROTTLE + DELAYS, size.trials, tasks, {"throttle": lag}, size.read, said, size.workers)
+    more = training_part(trials, throttle, size.trials, lag)
     return Made({**blocks, **more[0]}, {**drawn, **more[1]})
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from reproduce.rehmer_kroll import supply
-from reproduce.rehmer_kroll.arms import Arm, Job, Scale, run, task_of
+from reproduce.rehmer_kroll.arms import Arm, Job, Scale, run
 from reproduce.rehmer_kroll.identification import Task
 
 CUT = 10
@@ -36,12 +36,11 @@ class Trial:
     readings: dict[int, supply.Reading]
 
 
-def trial(job: Job, scale: Scale, needed_lag: int | None, read: int, task: Task | None = None) -> list[Trial]:
+def trial(job: Job, scale: Scale, needed_lag: int | None, read: int, task: Task) -> list[Trial]:
     """Train a job's arms, and read the first `read` networks of each at the moments kept, where a needed lag is given.
 
     Where the gradient was cut by hand, there is nothing to read.
     """
-    task = task or task_of(job.task)
     trials = []
     for arm in run(job, scale, task):
         moments = sorted(arm.kept) if needed_lag is not None and job.cut is None else []
@@ -51,16 +50,32 @@ def trial(job: Job, scale: Scale, needed_lag: int | None, read: int, task: Task 
 
 
 def all_trials(
-    jobs: Sequence[Job], scale: Scale, needed_lag: dict[str, int | None], read: int, tell: Callable[[str], None]
+    jobs: Sequence[Job],
+    scale: Scale,
+    tasks: Mapping[str, Task],
+    needed_lag: Mapping[str, int],
+    read: int,
+    tell: Callable[[str], None],
+    workers: int | None = None,
 ) -> list[Trial]:
-    """Every job's trials, in the order of the jobs. needed_lag: by task."""
-    asked = [(job, scale, needed_lag.get(job.task), read) for job in jobs]
-    workers = min(len(asked), os.cpu_count() or 1)
+    """Every job's trials, in the order of the jobs. needed_lag: by task. workers: processes, one a core by default."""
+    asked = [(job, scale, needed_lag.get(job.task), read, tasks[job.task]) for job in jobs]
+    workers = min(len(asked), workers or os.cpu_count() or 1)
     done: dict[Job, list[Trial]] = {}
-    # Fresh processes: a fork of one that has run torch may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(trial, *given): given[0] for given in asked}
-        for future in as_completed(running):
-            done[running[future]] = future.result()
-            tell(f"{running[future].task}: {running[future].kind}")
+    if workers == 1:
+        for given in asked:
+            tell(said(given[0]))
+            done[given[0]] = trial(*given)
+    else:
+        # Fresh processes: a fork of one that has run torch may hang.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = {pool.submit(trial, *given): given[0] for given in asked}
+            for future in as_completed(running):
+                tell(said(running[future]))
+                done[running[future]] = future.result()
     return [each for job in jobs for each in done[job]]
+
+
+def said(job: Job) -> str:
+    """What is running, in words."""
+    return f"{job.task}: {job.kind}" + (", cut" if job.cut else "") + (", from the identity" if job.identity else "")
