@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ from reproduce.rehmer_kroll.vector import Sweep
 
 COLOURS = {"elman": "#d55e00", "gru": "#0072b2", "gru-before": "#56b4e9", "lstm": "#009e73"}
 TITLES = {"elman": "Elman", "gru": "GRU", "gru-before": "GRU, reset before", "lstm": "LSTM"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e3e3",
     "figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff", "text.color": "#222222",
     "svg.hashsalt": "throughtime", "svg.fonttype": "path", "legend.frameon": False, "lines.linewidth": 1.6,
@@ -104,6 +105,8 @@ def gains(sweeps: Mapping[str, Mapping[str, Sweep]]) -> Figure:
             ax.fill_between(sweep.gains, low, high, color=COLOURS[name], alpha=0.12, lw=0)
         ax.axvline(1, color="#888888", ls=":", lw=1)
         ax.set(xlabel="gain, in units of the critical one", title=title)
+        ax.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
+        ax.minorticks_off()
     axes[0].set(ylabel="‖∂(c·h_T)/∂θ‖")
     axes[0].legend(loc="upper left")
     return figure

@@ -59,13 +59,15 @@ def throttle_task(
     ]
     angles = [plant.simulate(given)[0] for given in volts]
 
-    units = tuple((float(part[0].mean()), float(part[0].std())) for part in (volts, angles))
+    (volts_unit, angle_unit) = ((float(part[0].mean()), float(part[0].std())) for part in (volts, angles))
 
     def brought(values: np.ndarray, to: tuple[float, float]) -> Tensor:
         return torch.from_numpy((values - to[0]) / to[1]).float()[..., None]
 
-    train, validation, test = ((brought(u, units[0]), brought(y, units[1])) for u, y in zip(volts, angles, strict=True))
-    return Task("throttle", train, validation, test, first=0, units=units)
+    train, validation, test = (
+        (brought(u, volts_unit), brought(y, angle_unit)) for u, y in zip(volts, angles, strict=True)
+    )
+    return Task("throttle", train, validation, test, first=0, units=(volts_unit, angle_unit))
 
 
 def delay_data(lag: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -79,16 +79,14 @@ class Sweep:
 
 def sweep(kind: Kind, gains: Sequence[float], seeds: Sequence[int], steps: int, drive: float = 0.0) -> Sweep:
     """The sizes of random networks over the gain. drive: standard deviation of the white input."""
-    told = torch.tensor(gains, dtype=torch.float64)
-    p = random(kind, told * critical(kind), seeds)
     generator = torch.Generator().manual_seed(1)
     shape = (len(seeds), 1, UNITS)
     start = tuple(START * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(kind.states))
     reading = torch.nn.functional.normalize(torch.randn(len(seeds), UNITS, generator=generator, dtype=torch.float64))
     x = drive * torch.randn(steps, len(seeds), 1, 1, generator=generator, dtype=torch.float64)
-    many = len(gains)
-    found = sizes(
-        kind, p, x.repeat(1, many, 1, 1), tuple(part.repeat(many, 1, 1) for part in start), reading.repeat(many, 1)
-    )
-    form = (many, len(seeds))
-    return Sweep(np.asarray(gains, float), found.gradient.reshape(form).numpy(), found.transport.reshape(form).numpy())
+    found = []
+    for gain in gains:
+        p = random(kind, torch.tensor([gain * critical(kind)], dtype=torch.float64), seeds)
+        found.append(sizes(kind, p, x, start, reading))
+    gradient, transport = (torch.stack([getattr(each, name) for each in found]) for name in ("gradient", "transport"))
+    return Sweep(np.asarray(gains, float), gradient.numpy(), transport.numpy())

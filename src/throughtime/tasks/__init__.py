@@ -3,10 +3,10 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["digits", "opus", "synthetic", "throttle"]
+_MODULES = ("digits", "opus", "synthetic", "throttle")
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
+    if name in _MODULES:
         return import_module(f"throughtime.tasks.{name}")
     raise AttributeError(f"module 'throughtime.tasks' has no attribute {name!r}")
