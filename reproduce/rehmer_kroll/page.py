@@ -57,7 +57,7 @@ def number(value: float) -> str:
     if value != 0 and (abs(value) >= 1e4 or abs(value) < 1e-3):
         power = int(np.floor(np.log10(abs(value))))
         return f"{value / 10.0**power:.1f} · 10<sup>{power}</sup>"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):.0f}"
 
 
 def interval(told: tuple[float, float, float], form: str = "{:.0f}") -> str:
@@ -259,7 +259,7 @@ def training_part(
     for name, each, wanted in (
         ("elman", plain[0], "bfr failed norm tail"), ("elman-clipped", clipped[0], "bfr failed"),
         ("gru", plain[1], "bfr failed norm tail"), ("gru-clipped", clipped[1], "bfr failed"),
-        ("lstm", plain[2], "bfr failed tail"), ("lstm-clipped", clipped[2], "bfr failed"),
+        ("lstm", plain[2], "bfr failed"), ("lstm-clipped", clipped[2], "bfr failed"),
         ("identity-clipped", started[1], "bfr failed norm tail"),
         ("elman-cut", cuts[0], "bfr"), ("gru-cut", cuts[1], "bfr"),
     ):  # fmt: skip
