@@ -1,4 +1,4 @@
-"""Make the README's numbers and picture, and the list in docs/explore.md: `make readme`. Everything is computed here and now."""
+"""Make the README's numbers and picture, and the list in docs/explore.md: `make readme`. All is computed here and now."""
 
 from __future__ import annotations
 
