@@ -164,7 +164,7 @@ function start(data) {
   }
 
   function sourceSentence(layer) {
-    const what = `Measured: layer ${layer.name}, ${layer.cell.toUpperCase()} of ${layer.hidden_size} units, ${layer.steps} steps, ${layer.batch} sequences. `;
+    const what = `Measured: layer ${layer.name}, ${layer.cell.toUpperCase()} of ${layer.hidden_size} units, ${layer.steps} steps, ${layer.batch} ${layer.batch === 1 ? "sequence" : "sequences"}. `;
     if (!layer.network) return `${what}FLOW has no weights (diagnose --network stores them): the weights here are drawn as a stand-in, the gates' biases follow the measured logit quantiles.`;
     const moved = ["z", "r", "f", "i", "o"].some((gate) => state[gate] !== 0) || state.gain !== 1 || state.input !== 1 || frame.cut;
     return `${what}This is that network on its sequence ${layer.network.sequence.index}${moved ? ", moved by the sliders" : ", as recorded: all sliders are at rest"}.`;

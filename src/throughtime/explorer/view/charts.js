@@ -13,10 +13,11 @@ function wideEnough(decades) {
   while (end < Math.min(decades, 1e6)) end = end < 8 ? 2 * end : Number.isInteger(Math.log2(end)) ? 1.5 * end : (4 * end) / 3;
   return end;
 }
-function decades(series) {
+function decades(series, count) {
   let low = 0, high = -Infinity;
   for (const { values } of series) {
-    for (const value of values) {
+    for (let lag = 0; lag < Math.min(count, values.length); lag++) {
+      const value = values[lag];
       if (!Number.isFinite(value)) continue;
       if (value < low) low = value;
       if (value > high) high = value;
@@ -65,7 +66,7 @@ function drawLags(host, spec) {
   const width = widthOf(host), height = spec.height;
   const strip = spec.demand ? 64 : 0, inner = height - MARGIN.top - MARGIN.bottom - strip;
   const right = width - MARGIN.right, span = Math.max(1, spec.count - 1);
-  const [low, high] = spec.log ? decades(spec.series) : spec.range;
+  const [low, high] = spec.log ? decades(spec.series, spec.count) : spec.range;
   const x = (lag) => MARGIN.left + ((right - MARGIN.left) * lag) / span;
   const y = (value) => MARGIN.top + inner * (1 - (Math.min(high, Math.max(low, value)) - low) / (high - low));
   const half = Math.max(1, (x(1) - x(0)) / 2);

@@ -74,6 +74,6 @@ function stateOfLayer(state, layer) {
     H: near("H", layer.hidden_size),
     loss: layer.loss_steps.length > 1 ? "every" : layer.loss_steps[0] === layer.steps - 1 ? "last" : "one",
     at: near("at", layer.loss_steps[0] + 1),
-    lag: near("lag", Math.floor(layer.steps / 4)),
+    lag: near("lag", Math.floor((layer.network ? layer.steps : near("T", layer.steps)) / 4)),
   });
 }
