@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from reproduce.registry import STUDIES
 from reproduce.rehmer_kroll import intervals, supply, vector
 from reproduce.rehmer_kroll.arms import KINDS, Job, Scale, run, start
@@ -15,6 +14,7 @@ from reproduce.rehmer_kroll.identification import Task, bfr, delay_task, throttl
 from reproduce.rehmer_kroll.page import Size
 from reproduce.rehmer_kroll.replicas import ELMAN, GRU, LSTM, draw
 from reproduce.study import BLOCK, DOCS
+
 from throughtime.progress import quiet
 from throughtime.tasks.throttle import best_fit_rate
 
