@@ -116,8 +116,9 @@ def shell_lines() -> Iterator[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("page", "words"), [pytest.param(*each, id=" ".join(each[1])) for each in shell_lines()])
 def test_the_commands_of_a_page_are_the_command_lines_own(page: str, words: list[str]) -> None:
     command = cli.main.commands[words[0]]
+    whole = click.Context(cli.main, info_name="throughtime", **cli.main.context_settings)
     with contextlib.suppress(click.exceptions.Exit):  # --help
-        command.make_context(words[0], words[1:])
+        command.make_context(words[0], words[1:], parent=whole)
 
 
 CODE = """Text.

@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("svg")
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reproduce.drawing import drawn
 from reproduce.rehmer_kroll import scalar
 from reproduce.rehmer_kroll.arms import FAILED, Arm
 from reproduce.rehmer_kroll.vector import Sweep
 
 COLOURS = {"elman": "#d55e00", "gru": "#0072b2", "gru-before": "#56b4e9", "lstm": "#009e73"}
 TITLES = {"elman": "Elman", "gru": "GRU", "gru-before": "GRU, reset before", "lstm": "LSTM"}
-STYLE: dict[Any, Any] = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e3e3",
-    "figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff", "text.color": "#222222",
-    "svg.hashsalt": "throughtime", "svg.fonttype": "path", "legend.frameon": False, "lines.linewidth": 1.6,
-}  # fmt: skip
 WIDE = 7.6  # inches
 
 
-def drawn(figure: Figure) -> str:
-    """The figure as SVG, the same at each run."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
 def panels(columns: int, height: float = 3.3, **options) -> tuple[Figure, list[Axes]]:
-    """A row of axes in the page's style."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(WIDE, height), layout="constrained", squeeze=False, **options)
+    """A row of axes."""
+    figure, axes = plt.subplots(1, columns, figsize=(WIDE, height), layout="constrained", squeeze=False, **options)
     return figure, list(axes[0])
 
 
-def styled(make: Callable[..., Figure]) -> Callable[..., str]:
-    """Draw in the page's style."""
-
-    def within(*args, **options) -> str:
-        with plt.rc_context(STYLE):
-            return drawn(make(*args, **options))
-
-    within.__doc__ = make.__doc__
-    return within
-
-
-@styled
+@drawn
 def scalar_peaks(steps: int, gates: Sequence[float], slope: float) -> Figure:
     """|dx_N/dw| over w of both signs, constant gates; and one whose value depends on the state."""
     figure, (right, left) = panels(2)
@@ -79,7 +49,7 @@ def scalar_peaks(steps: int, gates: Sequence[float], slope: float) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def clock(heights: Mapping[tuple[int, float], float]) -> Figure:
     """Heights of the peak over N(1 − z), by (N, z)."""
     figure, (ax,) = panels(1)
@@ -94,7 +64,7 @@ def clock(heights: Mapping[tuple[int, float], float]) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def gains(sweeps: Mapping[str, Mapping[str, Sweep]]) -> Figure:
     """Local gradients of random cells over the gain: one panel a title, in it a kind a line."""
     figure, axes = panels(len(sweeps), sharey=True)
@@ -112,7 +82,7 @@ def gains(sweeps: Mapping[str, Mapping[str, Sweep]]) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def along_training(arms: Sequence[Arm]) -> Figure:
     """Local gradient norms at every training step: median, 10–90 % of seeds, largest."""
     figure, axes = panels(len(arms), sharey=True, height=2.9)
@@ -128,7 +98,7 @@ def along_training(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def fits(by_task: Mapping[str, Sequence[Arm]]) -> Figure:
     """Best-fit rate of every run, one row an arm."""
     rows = max(len(arms) for arms in by_task.values())
@@ -147,13 +117,12 @@ def fits(by_task: Mapping[str, Sequence[Arm]]) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def example(volts, angle, guesses: Mapping[str, np.ndarray], seconds: float) -> Figure:
     """One test record: voltage, angle, and what the median network of each kind says."""
-    with plt.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(
-            2, 1, figsize=(WIDE, 4), layout="constrained", sharex=True, height_ratios=(1, 2)
-        )
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(WIDE, 4), layout="constrained", sharex=True, height_ratios=(1, 2)
+    )
     time = seconds * np.arange(1, len(volts) + 1)
     top.plot(time, volts, color="#444444", lw=1.2)
     top.set(ylabel="voltage (V)")
