@@ -163,3 +163,10 @@ def test_a_guide_begins_with_the_readers_words_and_says_its_limits(page: Path) -
     assert text.index("```python") < text.index("**How to read it.**") < text.index("## Limits")
     assert text.index("## Limits") < text.index("## The same question") < text.index("](https://github.com/")
     assert f"({page.name})" in (DOCS / "howto" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_number_in_a_sentence_does_not_begin_its_line(page: Path) -> None:
+    """A line that begins with a comment is a block of its own to Markdown, and breaks the sentence apart."""
+    torn = re.findall(r"^ *<!-- [\w-]+: made by [^>]*-->.+<!-- end -->.*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert torn == []
