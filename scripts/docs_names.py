@@ -16,7 +16,11 @@ class Names(Extension):
         itemise(func, [parameter.name for parameter in func.parameters])
 
     def on_class_members(self, *, cls: Class, **_: Any) -> None:
-        """A class's fields."""
+        """A class's fields, less what belongs to the class: a dataclass does not take that."""
+        for name in [
+            name for name, each in cls.members.items() if each.is_attribute and "ClassVar" in str(each.annotation)
+        ]:
+            del cls.members[name]
         itemise(cls, [*cls.members, *(p.name for m in cls.members.values() if m.is_function for p in m.parameters)])
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import pkgutil
 import re
-import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
+from click.testing import CliRunner
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -30,6 +32,9 @@ from throughtime.remedies import Remedy, registered, treating
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src/throughtime/report/schema.json"
+WIDTH = 78
+"""Of the commands' help, whatever the terminal that builds the site."""
+IMPORT = re.compile(r"^from throughtime\.([\w.]+) import ([\w, ]+)$", re.MULTILINE)
 PART = re.compile(r"<!-- site: (?P<name>[\w-]+) -->")
 
 
@@ -39,6 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     files.append(File.generated(config, "schema.json", content=SCHEMA.read_text(encoding="utf-8")))
+    files.append(File.generated(config, "explorer.html", content=explorer()))
     config.nav = _filled(config.nav, sorted(made))
     return files
 
@@ -48,18 +54,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return PART.sub(lambda found: PARTS[found["name"]](), markdown)
 
 
-def on_post_build(config: MkDocsConfig) -> None:
-    """The explorer, once there is a command that makes it."""
-    if "explore" in command_line.commands:
-        explorer = Path(config.site_dir) / "explorer.html"
-        subprocess.run([sys.executable, "-m", "throughtime.cli", "explore", "-o", str(explorer)], check=True)
+def explorer() -> str:
+    """The explorer as `throughtime explore` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "explorer.html"
+        told = CliRunner().invoke(command_line, ["explore", "-o", str(file)])
+        if told.exit_code:
+            raise RuntimeError(f"throughtime explore: {told.output}")
+        return file.read_text(encoding="utf-8")
 
 
 def pages() -> dict[str, str]:
     """Every page that is made, by its path below docs/."""
     made = {f"rules/{rule.code}.md": _rule(rule) for rule in rules().values()}
     made |= {f"remedies/{remedy.name}.md": _remedy(remedy) for remedy in registered().values()}
-    made |= {f"reference/{module}.md": _reference(module, names) for module, names in public().items()}
+    made |= {f"reference/{module}.md": _reference(module, names) for module, names in (public() | imported()).items()}
     return made
 
 
@@ -151,24 +160,51 @@ def public() -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: item[1][0].lower()))
 
 
+def imported() -> dict[str, list[str]]:
+    """Names that the pages' code imports from other modules, by module: what a reader is shown is documented too."""
+    found: dict[str, set[str]] = {}
+    for page in (ROOT / "docs").rglob("*.md"):
+        for module, names in IMPORT.findall(page.read_text(encoding="utf-8")):
+            if not any(module == each or module.startswith(f"{each}.") for each in public()):
+                found.setdefault(module, set()).update(names.split(", "))
+    return {module: sorted(names) for module, names in sorted(found.items())}
+
+
 def _reference(module: str, names: list[str]) -> str:
-    path = f"throughtime.{module}"
+    """The page of a module: these names and the classes beside them, or all of it where it is itself a public name."""
+    path, whole = f"throughtime.{module}", module in names
     loaded = import_module(path)
-    whole = module in names
-    own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", None) == path and key[0] != "_"]
+    title = ", ".join(f"tt.{name}" for name in names) if module in public() else path
+    text = _introduced(loaded) if whole else ""
     # The classes beside a public function are what it takes or gives back.
-    members = [*names, *(key for key in own if key not in names and inspect.isclass(vars(loaded)[key]))]
-    if whole:
-        members = list(getattr(loaded, "__all__", own))
-    members = [key for key in members if key != module]
-    title = ", ".join(f"tt.{name}" for name in names)
-    blocks = []
-    for key in members:
-        value = getattr(loaded, key)
-        if callable(value):
-            blocks.append(f"::: {value.__module__}.{value.__qualname__}")
-    intro = _linked(inspect.cleandoc(loaded.__doc__ or ""), "reference") if whole else ""
-    return f"---\ntitle: {title}\n---\n\n# {title}\n\n{intro}\n\n" + "\n\n".join(blocks) + "\n"
+    beside = [key for key in _own(loaded) if inspect.isclass(vars(loaded)[key])]
+    text += _blocks(loaded, _own(loaded) if whole else [*dict.fromkeys([*names, *beside])], 2)
+    if whole and not _own(loaded) and hasattr(loaded, "__path__"):
+        for each in pkgutil.iter_modules(loaded.__path__):
+            part = import_module(f"{path}.{each.name}")
+            text += f"## {title}.{each.name}\n\n{_introduced(part)}{_blocks(part, _own(part), 3)}"
+    return f"---\ntitle: {title}\n---\n\n# {title}\n\n{text}"
+
+
+def _own(module: ModuleType) -> list[str]:
+    """Functions and classes that a module offers: its __all__, or those it defines."""
+    names = getattr(module, "__all__", None) or [
+        key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    ]
+    kinds = (inspect.isroutine, inspect.isclass)
+    return [key for key in names if key[0] != "_" and any(kind(vars(module).get(key)) for kind in kinds)]
+
+
+def _introduced(module: ModuleType) -> str:
+    return f"{_linked(inspect.cleandoc(module.__doc__ or ''), 'reference')}\n\n"
+
+
+def _blocks(module: ModuleType, names: list[str], level: int) -> str:
+    """What mkdocstrings is asked for."""
+    values = (getattr(module, name) for name in names)
+    return "".join(
+        f"::: {v.__module__}.{v.__qualname__}\n    options:\n      heading_level: {level}\n\n" for v in values
+    )
 
 
 def python_table() -> str:
@@ -181,15 +217,25 @@ def python_table() -> str:
     return "\n".join(["| name | |", "|---|---|", *sorted(lines, key=str.lower)])
 
 
+def imported_table() -> str:
+    """What pages import by module."""
+    lines = [
+        f"| [`throughtime.{module}`](reference/{module}.md) | {', '.join(f'`{name}`' for name in names)} |"
+        for module, names in imported().items()
+    ]
+    return "\n".join(["| module | names |", "|---|---|", *lines])
+
+
 # --- the command line and JSON --------------------------------------------------------------------------------------------
 
 
 def helps() -> Iterator[tuple[str, str]]:
     """(command, what its --help prints) of the group and of each command."""
-    context = click.Context(command_line, info_name="throughtime", **command_line.context_settings)
+    settings = command_line.context_settings | {"terminal_width": WIDTH}
+    context = click.Context(command_line, info_name="throughtime", **settings)
     yield "throughtime", command_line.get_help(context)
     for name, command in command_line.commands.items():
-        inner = click.Context(command, parent=context, info_name=name, **command_line.context_settings)
+        inner = click.Context(command, parent=context, info_name=name, **settings)
         yield f"throughtime {name}", command.get_help(inner)
 
 
@@ -246,6 +292,7 @@ PARTS = {
     "rules": rules_table,
     "remedies": remedies_table,
     "python": python_table,
+    "imported": imported_table,
     "command-line": command_line_parts,
     "json": json_fields,
 }

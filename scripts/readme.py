@@ -1,4 +1,4 @@
-"""Make the README's numbers and picture, and docs/rules.md: `make readme`. Everything printed is computed here and now."""
+"""Make the README's numbers and picture, and the list in docs/explore.md: `make readme`. All is computed here and now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from throughtime.diagnosis.report import Report
-from throughtime.diagnosis.rule import registry
+from throughtime.explorer.page import presets
 from throughtime.progress import bar
 from throughtime.report.firstscreen import main_layer, picture
 from throughtime.report.headline import headline
@@ -55,15 +55,12 @@ and test accuracy after {done.steps} training steps goes from **{done.before.mea
 """
 
 
-def rules_page() -> str:
-    """docs/rules.md: every rule from its docstring."""
-    parts = [
-        "# Rules\n\nMade by `make readme` from the rules' docstrings; the same text as `throughtime explain CODE`.\n"
-    ]
-    for rule in registry().values():
-        weight, text = "preview" if rule.preview else rule.severity, rule.text().replace("## ", "### ")
-        parts.append(f"## {rule.code} {rule.name}\n\n{weight}\n\n{text}\n")
-    return "\n".join(parts)
+def explorer_page(page: str) -> str:
+    """docs/explore.md with its list of examples."""
+    rows = [f"| `{each['id']}` | {each['title']} | {each['sentence'].replace('|', '&#124;')} |" for each in presets()]
+    table = "\n".join(["", "| id | example | what it shows |", "|---|---|---|", *rows, ""])
+    block = re.compile(r"(<!-- presets:.*?-->\n).*?(<!-- end -->)", re.S)
+    return block.sub(lambda found: found[1] + table + "\n" + found[2], page)
 
 
 def _wrapped(text: str, width: int = 110) -> str:
@@ -75,8 +72,9 @@ def _wrapped(text: str, width: int = 110) -> str:
 
 
 def main() -> None:
-    """Write all three."""
-    (ROOT / "docs/rules.md").write_text(rules_page(), encoding="utf-8")
+    """Write them all."""
+    explorer = ROOT / "docs/explore.md"
+    explorer.write_text(explorer_page(explorer.read_text(encoding="utf-8")), encoding="utf-8")
     with bar() as tell:
         report = digits_report(tell)
     (ROOT / PICTURE).write_text(str(picture(report, main_layer(report), 720, standalone=True)), encoding="utf-8")

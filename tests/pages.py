@@ -12,8 +12,8 @@ from typing import Any
 BLOCK = re.compile(r"^( *)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 SAID = "#> "
 """Begins each line of what the statement above it prints."""
-WIDTH = 90
-"""Longer lines are broken, so that a page needs no scrolling."""
+WIDTH = 80
+"""Longer lines of prose are broken, so that a page needs no scrolling."""
 
 
 def run(page: Path, space: dict[str, Any]) -> str:
@@ -50,7 +50,9 @@ def _printed(code: str, path: str, offset: int, space: dict[str, Any]) -> dict[i
         place = frame.f_lineno - offset
         end = next(last for first, last in statements if first <= place <= last)
         for line in sep.join(map(str, values)).split("\n"):
-            printed.setdefault(end, []).extend(textwrap.wrap(line, WIDTH, subsequent_indent="  ") or [""])
+            table = "  " in line.strip()  # whose columns stay where they are
+            broken = [line] if table else textwrap.wrap(line, WIDTH, subsequent_indent="  ")
+            printed.setdefault(end, []).extend(broken or [""])
 
     space["print"] = tell
     exec(compile("\n" * offset + code, path, "exec"), space)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib.pyplot
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,7 @@ PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
+ID = re.compile(r"\b[mp][0-9a-f]{10}\b")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -74,7 +76,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
     with torch.random.fork_rng(), one_thread(), matplotlib.rc_context({"svg.hashsalt": "tt", "svg.fonttype": "none"}):
         torch.manual_seed(0)
         now = pages.run(page, {"__name__": "page"} | (given(names[1].split(", ")) if names else {}))
-        matplotlib.pyplot.close("all")
+        plt.close("all")
     if update:
         page.write_text(now, encoding="utf-8")
     assert now.splitlines() == page.read_text(encoding="utf-8").splitlines()
@@ -91,8 +93,14 @@ def compare_figures(page: Path, folder: Path, update: bool) -> None:
         if update:
             kept.write_text(new, encoding="utf-8")
         old = kept.read_text(encoding="utf-8")
-        assert NUMBER.sub("#", new) == NUMBER.sub("#", old), f"{kept.name} is not what the page's code makes"
+        assert _shape(new) == _shape(old), f"{kept.name} is not what the page's code makes"
+        new, old = (ID.sub("", svg) for svg in (new, old))
         np.testing.assert_allclose(*([float(n) for n in NUMBER.findall(svg)] for svg in (new, old)), atol=1, rtol=0)
+
+
+def _shape(svg: str) -> str:
+    """The drawing without its numbers, and without the ids that are made of them."""
+    return NUMBER.sub("#", ID.sub("", svg))
 
 
 def shell_lines() -> Iterator[tuple[str, list[str]]]:
@@ -108,8 +116,9 @@ def shell_lines() -> Iterator[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("page", "words"), [pytest.param(*each, id=" ".join(each[1])) for each in shell_lines()])
 def test_the_commands_of_a_page_are_the_command_lines_own(page: str, words: list[str]) -> None:
     command = cli.main.commands[words[0]]
+    whole = click.Context(cli.main, info_name="throughtime", **cli.main.context_settings)
     with contextlib.suppress(click.exceptions.Exit):  # --help
-        command.make_context(words[0], words[1:])
+        command.make_context(words[0], words[1:], parent=whole)
 
 
 CODE = """Text.
@@ -142,3 +151,24 @@ def test_a_failure_names_the_page_and_its_line(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as told:
         pages.run(page, {})
     assert (Path(told.traceback[-1].path).name, told.traceback[-1].lineno + 1) == ("page.md", 5)
+
+
+GUIDES = [page for page in sorted((DOCS / "howto").glob("*.md")) if page.stem != "index"]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_a_guide_begins_with_the_readers_words_and_says_its_limits(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.match(r'# .+\n\n> \*"[^*]+\*\n\n', text)
+    assert text.index("```python") < text.index("**How to read it.**") < text.index("## Limits")
+    assert text.index("## Limits") < text.index("## The same question") < text.index("](https://github.com/")
+    assert f"({page.name})" in (DOCS / "howto" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_number_in_a_sentence_does_not_begin_its_line(page: Path) -> None:
+    """A line that begins with a comment is a block of its own to Markdown, and breaks the sentence apart."""
+    torn = re.findall(
+        r"^ *<!-- [\w-]+: made by [^>]*-->.+<!-- end -->.*", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert torn == []

@@ -5,8 +5,6 @@ Skipped where Debian's chromium is missing, unless THROUGHTIME_REQUIRE_BROWSER=1
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,35 +18,7 @@ from throughtime.report.html import notebook_html, save_html
 
 pytestmark = pytest.mark.browser
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAINTED = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """One browser for all tests of this file."""
-    path = shutil.which("chromium")
-    reason = "chromium is not installed (apt-get install chromium)" if path is None else ""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        reason = "playwright is not installed (pip install playwright)"
-    if reason and os.environ.get("THROUGHTIME_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"THROUGHTIME_REQUIRE_BROWSER=1, but {reason}")
-    if reason:
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,11 @@ def test_transport_times_immediate_is_the_term(parameter):
         expected = torch.einsum("i,ij,n->jn", gradient @ run.transport()[lag], matrix[k - 1], operand[k - 1])
         torch.testing.assert_close(terms.values[lag], expected, **TIGHT)
     assert float(terms.share.sum()) == pytest.approx(1, abs=1e-12)
-    assert (terms.norm <= terms.transport_norm * terms.immediate_norm * (1 + 1e-12)).all()
+    whole = torch.einsum("kij,kn->kijn", matrix, operand).flip(0)
+    torch.testing.assert_close(terms.immediate_norm, whole.square().sum((1, 2, 3)).sqrt(), **TIGHT)
+    torch.testing.assert_close(terms.norm, terms.values.square().sum((1, 2)).sqrt(), **TIGHT)
+    by_unit = torch.stack([sum(abs(column) for column in value.unbind(1)) for value in terms.values])
+    torch.testing.assert_close(terms.by_unit, by_unit, **TIGHT)
 
 
 def test_the_question_and_the_library_say_the_same():
@@ -267,9 +271,35 @@ def test_saturation_is_seen_on_the_logit_not_on_the_gate():
     x = torch.randn(4, INPUTS, generator=torch.Generator().manual_seed(0))
     run, gradient = cell.run(x, z=20.0), torch.ones(UNITS)
     assert (run.z == 1).all()
+    assert run.h[1].all()  # 1 − z is not 0
     expected = double.run(x.double(), z=20.0).terms("U_z", gradient.double()).total
     assert 0 < float(expected.norm()) < 1e-7
     torch.testing.assert_close(run.terms("U_z", gradient).total.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_the_reset_gates_slope_is_read_on_its_logit_too():
+    cell = theory.ChoGRU.random(UNITS, INPUTS, dtype=torch.float32)
+    double = theory.ChoGRU(**{name: value.double() for name, value in vars(cell).items()})
+    x = torch.randn(4, INPUTS, generator=torch.Generator().manual_seed(0))
+    run, gradient = cell.run(x, r=20.0), torch.ones(UNITS)
+    assert (run.r == 1).all()
+    expected = double.run(x.double(), r=20.0).terms("U_r", gradient.double()).total
+    torch.testing.assert_close(run.terms("U_r", gradient).total.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("strength", [400, 700])
+def test_shares_of_gradients_whose_squares_underflow(strength):
+    cell, x, gradient = scene(0)
+    terms = cell.run(x, torch.ones(24, dtype=torch.float64), **theory.case("z=1", strength)).terms("U_z", gradient)
+    assert 0 < float(terms.norm.max()) < 1e-160
+    assert float(terms.share.sum()) == pytest.approx(1, abs=1e-9)
+
+
+def test_gain_is_the_recurrent_weights():
+    plain, wide = (theory.ChoGRU.random(UNITS, INPUTS, gain=gain) for gain in (1.0, 3.0))
+    for name in theory.PARAMETERS:
+        factor = 3 if name.startswith("W") else 1
+        torch.testing.assert_close(getattr(wide, name), factor * getattr(plain, name), **TIGHT)
 
 
 def test_torch_draws_like_this():
@@ -291,6 +321,13 @@ def test_torch_draws_like_this():
         (lambda: small()[0].terms("U_z", torch.zeros(2)), "(6,)"),
         (lambda: small()[0].terms("U_z", small()[1], t=0), "1 to 9"),
         (lambda: small()[0].transport(10), "1 to 9"),
+        (lambda: small()[0].transport(3.0), "1 to 9"),
+        (lambda: scene(0)[0].run(torch.zeros(0, 8, dtype=torch.float64)), "T ≥ 1"),
+        (lambda: scene(0)[0].run(torch.zeros(5, 8)), "float64"),
+        (lambda: scene(0)[0].run(scene(0)[1], torch.zeros(24)), "h0 of shape (24,), torch.float32"),
+        (lambda: scene(0)[0].run(scene(0)[1], z=torch.zeros(60)), "broadcasts to (60, 24)"),
+        (lambda: scene(0)[0].run(scene(0)[1], r=torch.zeros(2, 60, 24)), "r of shape (2, 60, 24)"),
+        (lambda: small()[0].terms("U_z", small()[1].float()), "of torch.float64"),
     ],
 )
 def test_errors_say_what_was_expected(fails, words):

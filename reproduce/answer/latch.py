@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from throughtime.progress import Tell
+import throughtime as tt
 
 STEPS, BATCH, UNITS, RATE = 100, 64, 32, 0.04
 TRAINING, LEARNING_RATE, CLIP = 1500, 5e-3, 1.0
@@ -43,28 +41,26 @@ class Latch(nn.Module):
         return self.head(self.rnn(x)[0])
 
 
-def trained(
-    seed: int, tell: Tell, steps: int = TRAINING, begin: Callable[[Latch], None] = lambda _: None
-) -> tuple[Latch, list[float]]:
-    """A trained network and its squared error on new sequences, for both outputs. begin: changes the fresh network.
+def trained(seed: int, chrono: bool, steps: int = TRAINING) -> tuple[Latch, list[float]]:
+    """A trained network and its squared error on new sequences, for both outputs. chrono: the initialisation.
 
     The variance of the targets, which always saying 0 costs, is about .8 and .5.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Latch()
-        begin(model)
+        if chrono:
+            tt.init.chrono_(model.rnn, max_lag=STEPS)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for done in range(steps):
+    for _ in range(steps):
         x, y = batch(generator)
         optimiser.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
         schedule.step()
-        tell(done, steps, "training a GRU to hold and to filter")
     x, y = batch(generator)
     with torch.no_grad():
         return model, (model(x) - y).square().mean((0, 1)).tolist()

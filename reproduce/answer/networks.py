@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-import throughtime as tt
 from reproduce.answer import g2p, latch
-from throughtime.progress import Tell
 from throughtime.tasks import opus_demo
 
 
 @dataclass(frozen=True)
 class Network:
-    """layer: of the model, a GRU. loss: of the model's output, whose gradient is read. error: of a network trained here."""
+    """layer: of the model, a GRU. losses: of the model's output, by name, whose gradients are read, the usual one first."""
 
     name: str
     model: nn.Module
     layer: str
     inputs: Tensor
-    loss: Callable[[Tensor], Tensor]
-    error: list[float] | None = None
+    losses: Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def opus() -> Network:
     """24.7 s of speech; the log-odds of voice activity at every frame."""
-    return Network("Opus", opus_demo.SpeechMusic(), "rnn", opus_demo.inputs(), opus_demo.activity)
+    return Network("Opus", opus_demo.SpeechMusic(), "rnn", opus_demo.inputs(), {"activity": opus_demo.activity})
 
 
 def speller() -> Network:
     """Words of ten letters; the log-odds of the network's own answer, read at the encoder."""
-    return Network("g2p_en", g2p.Speller(g2p.weights()), "encoder", g2p.letters(g2p.words()), torch.sum)
+    return Network("g2p_en", g2p.Speller(g2p.weights()), "encoder", g2p.letters(g2p.words()), {"answer": torch.sum})
 
 
-def trained(chrono: bool, tell: Tell, steps: int = latch.TRAINING) -> Network:
-    """Trained here to hold and to filter; both outputs at every step, each times a fixed draw from N(0, 1)."""
-
-    def begin(model: latch.Latch) -> None:
-        if chrono:
-            tt.init.chrono_(model.rnn, max_lag=latch.STEPS)
-
-    model, error = latch.trained(0, tell, steps, begin)
+def here(chrono: bool, model: latch.Latch) -> Network:
+    """A network trained here to hold and to filter; its outputs at every step, each times a fixed draw from N(0, 1)."""
     generator = torch.Generator().manual_seed(1)
     inputs, targets = latch.batch(generator)
     draws = torch.randn(targets.shape, generator=generator)
-    name = "trained here, chrono" if chrono else "trained here"
-    return Network(name, model, "rnn", inputs, lambda output: (output * draws).sum(), error)
+    losses = {
+        "both": lambda output: (output * draws).sum(),
+        "held": lambda output: (output * draws)[..., 0].sum(),
+        "filtered": lambda output: (output * draws)[..., 1].sum(),
+    }
+    return Network("trained here, chrono" if chrono else "trained here", model, "rnn", inputs, losses)

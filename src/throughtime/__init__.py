@@ -18,6 +18,7 @@ _PUBLIC = {
     "Demand": "demand",
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
+    "load": "importers.load",
 }
 _MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks", "theory")
 

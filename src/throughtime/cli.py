@@ -180,16 +180,21 @@ def _guarded(command: Callable) -> Callable:
     "--verify-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of each training."
 )
 @click.option("--verify-seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Pairs.")
+@click.option(
+    "--network", is_flag=True, help="With --format json: weights and one sequence too, for `throughtime explore`."
+)
 @output_options
 @fail_option
 @_guarded
-def diagnose(output: Path | None, form: str, fail_on: str, **given: Any) -> None:
+def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **given: Any) -> None:
     """Diagnose MODEL: package.module:factory, or a file of weights (PyTorch state dict, safetensors, .npz)."""
+    if network and form != "json":
+        raise click.UsageError("--network: got --format text; expected --format json; do this: add --format json")
     _check_writable(output)
     report = _diagnosed(**given)
     if given["verify"] and report.verification is None:
         click.echo("throughtime: nothing to verify: no finding here has a remedy that can be applied", err=True)
-    _show(report, output, form)
+    _show(report, output, form, network)
     _leave(report, fail_on)
 
 
@@ -237,6 +242,36 @@ def demo(which: str, output: Path | None, form: str) -> None:
     with bar() as tell, redirect_stdout(sys.stderr):
         report = (demos.digits_report if which == "digits" else demos.opus_report)(tell)
     _show(report, output, form)
+
+
+@main.command()
+@click.argument("flow", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("explorer.html"),
+    show_default=True,
+    help="Write the page there, as one HTML file.",
+)
+@click.option("--preset", help="Open with this example; `throughtime explore --list` lists them.")
+@click.option("--list", "list_presets", is_flag=True, help="List the examples and write nothing.")
+@_guarded
+def explore(flow: Path | None, output: Path, preset: str | None, list_presets: bool) -> None:
+    """A page to move gates, weights and loss, and to see at once what becomes of the gradient.
+
+    FLOW: a file written by `throughtime diagnose --format json` or flow.to_json(): the page opens on that network, and
+    with --network (network=True) it can be moved too.
+    """
+    from throughtime.explorer.page import presets, save
+
+    if list_presets:
+        for each in presets():
+            click.echo(f"{each['id']}  {each['title']}")
+        return
+    _check_writable(output)
+    save(output, flow, preset)
+    click.echo(f"throughtime: the explorer is in {output.resolve()}", err=True)
 
 
 @main.command()
@@ -361,11 +396,11 @@ def _check_writable(output: Path | None) -> None:
         )
 
 
-def _show(report: Report, output: Path | None, form: str) -> None:
+def _show(report: Report, output: Path | None, form: str, network: bool = False) -> None:
     if output is not None:
         report.save_html(output)
     if form == "json":
-        click.echo(report.to_json(indent=1))
+        click.echo(report.to_json(indent=None if network else 1, network=network))
     else:
         from rich.console import Console
 

@@ -12,7 +12,7 @@ from throughtime import __version__
 from throughtime import units as unit_analysis
 from throughtime.demand import Method, measure
 from throughtime.errors import InputError, ResidualError
-from throughtime.flow import Flow, Horizon, LayerFlow, Missing, Tail
+from throughtime.flow import Adjoint, Flow, Horizon, LayerFlow, Missing, Sequence, Tail
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
 from throughtime.reducers.hops import Hops
@@ -126,6 +126,7 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
     if asked.demand is not None:
         demand = measure(trace.gradient, trace.x, method=asked.demand, lengths=trace.ends())
     horizon, cancellation = ledger.horizon(), ledger.cancellation()
+    adjoint = adjoints.finish()
     missing = _left_out(trace, asked)
     if own:
         missing.append(Missing("share" if trace.weight_gradients else "residual", own))
@@ -154,7 +155,7 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
         error=error,
         cancellation=cancellation,
         share=ledger.share(),
-        adjoint=adjoints.finish(),
+        adjoint=adjoint,
         parameters=parameters,
         initial_state=states,
         demand=demand,
@@ -171,7 +172,25 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
         missing=tuple(missing),
         entering=trace.entering().numpy(),
         bare=trace.bare,
+        sequence=_sequence(trace, adjoint),
         weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
+    )
+
+
+def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
+    """The first sequence with a loss."""
+    index = int(np.isfinite(adjoint.by_sequence[0]).argmax())
+
+    def kept(value: torch.Tensor) -> np.ndarray:
+        return value.double().cpu().numpy().copy()
+
+    return Sequence(
+        index=index,
+        inputs=kept(trace.x[:, index]),
+        initial=kept(trace.carries[0, index]),
+        gradient=kept(trace.gradient[:, index]),
+        cell_gradient=None if trace.cell_gradient is None else kept(trace.cell_gradient[index]),
+        log10_norm=adjoint.by_sequence[:, index].copy(),
     )
 
 

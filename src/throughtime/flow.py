@@ -128,13 +128,29 @@ class Horizon(dict[float, int | None]):
 
 
 @dataclass(frozen=True)
+class Sequence:
+    """One recorded sequence of a layer, kept so that the layer can be run again: T steps, D inputs, H units, S carries.
+
+    index: its place in the batch. inputs: (T, D). initial: (S·H,). gradient: (T, H), what entered at each step's output.
+    cell_gradient: ((S − 1)·H,), what entered at c_n, or None. log10_norm: (T,) log10 of ‖λ‖ by lag, of this sequence alone.
+    """
+
+    index: int
+    inputs: Array
+    initial: Array
+    gradient: Array
+    cell_gradient: Array | None
+    log10_norm: Array
+
+
+@dataclass(frozen=True)
 class LayerFlow:
     """The ledger of one recurrent layer. Arrays by lag have shape (steps,).
 
     share: of all parameters together. residual: the largest over parameters and gate blocks; error: the largest over
     parameters of ‖Σ_τ G(τ) − G‖ / Σ_τ‖G(τ)‖, to which the contract applies; cancellation: ‖G‖ / Σ_τ‖G(τ)‖. bias, cosine: by
     K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name. entering: log10 RMS of ‖λ[t, t]‖ over the pairs
-    that reach back to each lag. bare: whether the model is this layer itself.
+    that reach back to each lag. bare: whether the model is this layer itself. sequence: the first recorded one with a loss.
     """
 
     name: str
@@ -169,6 +185,7 @@ class LayerFlow:
     share: Array = field(default_factory=lambda: np.zeros(0))
     entering: Array | None = None
     bare: bool = False
+    sequence: Sequence | None = field(default=None, repr=False)
 
     @property
     def arriving(self) -> Array:
@@ -231,17 +248,20 @@ class Flow:
 
         return judge(self, needed_lag=needed_lag, history=history)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document (schema throughtime/1) as plain Python."""
+    def to_dict(self, network: bool = False) -> dict[str, Any]:
+        """The JSON document (schema throughtime/1) as plain Python. network: see `to_json`."""
         from throughtime.report.json import flow_to_dict
 
-        return flow_to_dict(self)
+        return flow_to_dict(self, network)
 
-    def to_json(self, indent: int | None = None) -> str:
-        """The JSON document (schema throughtime/1)."""
+    def to_json(self, indent: int | None = None, network: bool = False) -> str:
+        """The JSON document (schema throughtime/1).
+
+        network: add each layer's weights and one recorded sequence, with which `throughtime explore` can move the network.
+        """
         from throughtime.report.json import dumps
 
-        return dumps(self.to_dict(), indent)
+        return dumps(self.to_dict(network), indent)
 
     def to_dataframe(self) -> Any:
         """One row a (layer, parameter, gate, lag), as a pandas DataFrame (extra: pandas)."""

@@ -101,8 +101,10 @@ def history(path: str) -> Any:
 
 def is_file(name: str) -> bool:
     """Whether the name is that of a file. Raises InputError where it looks like one that is not there."""
-    if Path(name).is_file():
+    path = Path(name)
+    if path.is_file():
         return True
-    if Path(name).exists() or (Path(name).suffix and ":" not in name):
-        raise InputError(f"no file {name}", "a file, or package.module:name", "check the path")
+    if ":" not in name and (path.is_dir() or path.suffix):
+        what = f"the folder {name}" if path.is_dir() else f"no file {name}"
+        raise InputError(what, "a file, or package.module:name", "check the path")
     return False

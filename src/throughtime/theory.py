@@ -80,14 +80,22 @@ class ChoGRU:
         z, r: added to the logits of the gates, a number or a tensor that broadcasts to (T, H): gates are driven through their
         logits and are never overwritten, so that every derivative is that of a GRU.
 
-        Raises InputError: x of another width.
+        Raises InputError: x, h0 or forces that do not fit the weights, in shape or dtype; no step at all.
         """
-        steps, units = x.shape[0], self.b_h.shape[0]
-        if x.ndim != 2 or x.shape[1] != self.U_h.shape[1]:
-            raise InputError(
-                f"x of shape {tuple(x.shape)}", f"(T, {self.U_h.shape[1]})", "pass one sequence, time first"
-            )
-        force_z, force_r = (torch.as_tensor(force, dtype=x.dtype).expand(steps, units) for force in (z, r))
+        (units, inputs), dtype = self.U_h.shape, self.U_h.dtype
+        if x.ndim != 2 or x.shape[1] != inputs or not len(x) or x.dtype != dtype:
+            raise _misfit("x", x, f"(T, {inputs}), T ≥ 1, of {dtype}", "pass one sequence, time first")
+        if h0 is not None and (h0.shape != (units,) or h0.dtype != dtype):
+            raise _misfit("h0", h0, f"({units},) of {dtype}", "pass the state of one sequence")
+        steps, forces = len(x), []
+        for name, given in (("z", z), ("r", r)):
+            force = torch.as_tensor(given, dtype=dtype)
+            if force.ndim > 2 or any(
+                mine not in (1, whole) for mine, whole in zip(force.shape[::-1], (units, steps), strict=False)
+            ):
+                raise _misfit(name, force, f"what broadcasts to ({steps}, {units})", "force[:, None] for one a step")
+            forces.append(force.expand(steps, units))
+        force_z, force_r = forces
         h = [x.new_zeros(units) if h0 is None else h0]
         logits_z, logits_r, candidates = [], [], []
         for i in range(steps):
@@ -192,15 +200,15 @@ class Run:
         Raises InputError: a gradient of another shape, a step that is not there, a parameter of another name.
         """
         t = self._step(t)
-        if gradient.shape != self.h[0].shape:
-            got, units = f"a gradient of shape {tuple(gradient.shape)}", self.h.shape[1]
-            raise InputError(got, f"({units},)", "pass ∂L_t/∂h_t of one sequence")
+        if gradient.shape != self.h[0].shape or gradient.dtype != self.h.dtype:
+            expected = f"({self.h.shape[1]},) of {self.h.dtype}"
+            raise _misfit("gradient", gradient, expected, "pass ∂L_t/∂h_t of one sequence")
         matrix, operand = (each[:t].flip(0) for each in self.immediate(parameter))
         return Terms(parameter, gradient @ self.transport(t), matrix, operand)
 
     def _step(self, t: int | None) -> int:
         steps = self.x.shape[0]
-        if t is not None and not 1 <= t <= steps:
+        if t is not None and (not isinstance(t, int) or not 1 <= t <= steps):
             raise InputError(f"t={t}", f"1 to {steps}", "steps are counted from 1, as in the question")
         return steps if t is None else t
 
@@ -231,8 +239,10 @@ class Terms:
 
     @property
     def share(self) -> Tensor:
-        """(t,): ⟨term, ∂L_t/∂θ⟩ / ⟨∂L_t/∂θ, ∂L_t/∂θ⟩, signed, adding up to 1."""
-        return (self.values * self.total).sum((1, 2)) / self.total.square().sum()
+        """(t,): ⟨term, ∂L_t/∂θ⟩ / ⟨∂L_t/∂θ, ∂L_t/∂θ⟩, signed, adding up to 1; NaN where ∂L_t/∂θ is exactly 0."""
+        scaled = self.values / self.values.abs().max()  # squares of what is tiny would be 0
+        total = scaled.sum(0)
+        return (scaled * total).sum((1, 2)) / total.square().sum()
 
     @property
     def norm(self) -> Tensor:
@@ -260,3 +270,7 @@ def _norms(rows: Tensor) -> Tensor:
     flat = rows.flatten(1)
     largest = flat.abs().amax(1, keepdim=True)
     return torch.linalg.vector_norm(flat / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1) * largest[:, 0]
+
+
+def _misfit(name: str, got: Tensor, expected: str, do: str) -> InputError:
+    return InputError(f"{name} of shape {tuple(got.shape)}, {got.dtype}", expected, do)

@@ -58,17 +58,17 @@ class Report:
 
         return headline(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document (schema throughtime/1) as plain Python."""
+    def to_dict(self, network: bool = False) -> dict[str, Any]:
+        """The JSON document (schema throughtime/1) as plain Python. network: see `Flow.to_json`."""
         from throughtime.report.json import report_to_dict
 
-        return report_to_dict(self)
+        return report_to_dict(self, network)
 
-    def to_json(self, indent: int | None = None) -> str:
-        """The JSON document (schema throughtime/1)."""
+    def to_json(self, indent: int | None = None, network: bool = False) -> str:
+        """The JSON document (schema throughtime/1). network: see `Flow.to_json`."""
         from throughtime.report.json import dumps
 
-        return dumps(self.to_dict(), indent)
+        return dumps(self.to_dict(network), indent)
 
     def save_html(self, path: str | Path) -> Path:
         """Write the self-contained HTML report; nothing is left half written when it cannot be."""

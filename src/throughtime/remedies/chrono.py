@@ -29,7 +29,7 @@ class Chrono(Remedy):
     treats = ("TT101",)
     safe = True
     formula = (
-        "keep bias = ln u, u ~ U(1, T_max − 1), T_max the farthest needed lag; GRU: b_z = ln u; "
+        "keep bias = ln u, u ~ U(1, T_max − 1), T_max one more than the farthest needed lag; GRU: b_z = ln u; "
         "LSTM: b_f = ln u, b_i = −ln u; in one of torch's two biases, zero in the other"
     )
     evidence = ("needed_lag",)

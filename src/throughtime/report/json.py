@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from throughtime.verify import Verification
 
 SCHEMA = "throughtime/1"
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def schema() -> dict[str, Any]:
@@ -35,8 +37,8 @@ def dumps(document: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def flow_to_dict(flow: Flow) -> dict[str, Any]:
-    """A flow without findings."""
+def flow_to_dict(flow: Flow, network: bool = False) -> dict[str, Any]:
+    """A flow without findings. network: with each layer's weights and one recorded sequence."""
     return {
         "schema": SCHEMA,
         "throughtime": flow.throughtime,
@@ -45,7 +47,7 @@ def flow_to_dict(flow: Flow) -> dict[str, Any]:
         "batch": flow.batch,
         "dtype": flow.dtype,
         "residual": _number(flow.residual),
-        "layers": [_layer(layer) for layer in flow.layers.values()],
+        "layers": [_layer(layer, network) for layer in flow.layers.values()],
         "findings": [],
         "missing": [{"field": each.field, "reason": each.reason} for each in flow.missing]
         + _null(math.isnan(flow.residual), "residual", "no layer has one")
@@ -53,9 +55,9 @@ def flow_to_dict(flow: Flow) -> dict[str, Any]:
     }
 
 
-def report_to_dict(report: Report) -> dict[str, Any]:
+def report_to_dict(report: Report, network: bool = False) -> dict[str, Any]:
     """A flow with what is needed, the findings, and the verification where there is one."""
-    document = flow_to_dict(report.flow)
+    document = flow_to_dict(report.flow, network)
     document["title"] = report.title
     document["needed"] = [_needed(each) for each in report.needed]
     document["findings"] = [
@@ -78,10 +80,11 @@ def report_to_dict(report: Report) -> dict[str, Any]:
     return document
 
 
-def _layer(layer: LayerFlow) -> dict[str, Any]:
+def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     demand = layer.demand
     tail = layer.tail
-    return {
+    kept = {"network": _network(layer)} if network and layer.sequence is not None else {}
+    return kept | {
         "name": layer.name,
         "cell": layer.cell,
         "convention": dict(layer.convention),
@@ -153,6 +156,24 @@ def _layer(layer: LayerFlow) -> dict[str, Any]:
             "tolerance": tail.tolerance,
         },
         "missing": missing(layer),
+    }
+
+
+def _network(layer: LayerFlow) -> dict[str, Any]:
+    """The weights by their names in torch's cells, gates stacked, and the recorded sequence."""
+    sequence = layer.sequence
+    assert sequence is not None
+    names = {short: name for short in WEIGHTS for name in layer.weights if re.search(rf"(^|\.){short}(_l0)?$", name)}
+    return {
+        "weights": {short: np.asarray(layer.weights[name], np.float64).tolist() for short, name in names.items()},
+        "sequence": {
+            "index": sequence.index,
+            "inputs": sequence.inputs.tolist(),
+            "initial": sequence.initial.tolist(),
+            "gradient": sequence.gradient.tolist(),
+            "cell_gradient": None if sequence.cell_gradient is None else sequence.cell_gradient.tolist(),
+            "log10_norm": _list(sequence.log10_norm),
+        },
     }
 
 
