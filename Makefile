@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow lint types calibrate bench readme reproduce docs docs-serve clean
+.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -16,6 +16,9 @@ test: $(VENV)/.dev lint types
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m "slow and not network"
+
+test-real: $(VENV)/.dev
+	$(BIN)/pytest -m network
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

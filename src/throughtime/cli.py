@@ -275,6 +275,32 @@ def explore(flow: Path | None, output: Path, preset: str | None, list_presets: b
 
 
 @main.command()
+@click.argument("file")
+@_together(*file_options)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout.")
+@_guarded
+def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
+    """The recurrent layers that FILE holds: cell, shapes, convention, and what the weights alone tell."""
+    import json
+
+    from throughtime.inspection import inspect as run
+
+    told = run(file, trust, **{name: word for name, word in said.items() if word is not None})
+    if form == "json":
+        click.echo(json.dumps([each.to_dict() for each in told], indent=1))
+        return
+    for each in told:
+        direction = " (reads from the end)" if each.reverse else ""
+        if each.convention is None:
+            click.echo(f"{each.name}{direction}: {each.lacks}")
+            continue
+        words = ", ".join(f"{name} {word}" for name, word in vars(each.convention).items() if name != "cell" and word)
+        click.echo(f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}")
+        for finding in each.findings:
+            click.echo(f"  {finding.code} {finding.name} [{finding.severity}] {finding.message}")
+
+
+@main.command()
 @click.argument("code", required=False)
 @_guarded
 def explain(code: str | None) -> None:

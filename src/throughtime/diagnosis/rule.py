@@ -61,15 +61,16 @@ class Rule(ABC):
     """One rule, in one file of diagnosis/rules/, called like the rule.
 
     code: permanent; TT1xx gradient, TT2xx gates, TT3xx dynamics, TT4xx set-up. name: says the fault, not the fix.
-    preview: not calibrated: told as a note, without effect on exit codes. The docstring is one sentence and the
-    sections of `SECTIONS`; `throughtime explain`, the docs and the report are made of it. `fires` and `silent` are
-    examples, small and measured, that tests run.
+    preview: not calibrated: told as a note, without effect on exit codes. static: it needs the weights alone. The docstring
+    is one sentence and the sections of `SECTIONS`; `throughtime explain`, the docs and the report are made of it. `fires` and
+    `silent` are examples, small and measured, that tests run.
     """
 
     code: ClassVar[str]
     name: ClassVar[str]
     severity: ClassVar[Severity]
     preview: ClassVar[bool] = False
+    static: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:

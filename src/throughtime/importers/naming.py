@@ -32,7 +32,7 @@ def by_layer(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, bool], dict[st
         if read is None:
             continue
         role = next((role for role, words in ROLES.items() if read["role"] in words), read["role"])
-        place = (read["prefix"].strip("._/"), int(read["level"] or 0), bool(read["reverse"]))
+        place = (read["prefix"].rstrip("._/"), int(read["level"] or 0), bool(read["reverse"]))
         grouped.setdefault(place, {})[role] = value
     whole = {place: roles for place, roles in grouped.items() if {"weight_ih", "weight_hh"} <= set(roles)}
     stacked = {prefix for prefix, level, _ in whole if level}

@@ -6,14 +6,13 @@ bias; a bias of two rows (Keras with reset_after) is both. Nothing is unpickled 
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from throughtime.errors import InputError
-from throughtime.importers import importer
+from throughtime.importers import archive
 from throughtime.importers.convention import CHOICES
 from throughtime.importers.importer import Found, Importer
 from throughtime.importers.naming import by_layer
@@ -27,10 +26,7 @@ class NumpyArrays(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         if head.startswith(b"\x93NUMPY"):
             return True
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        names = archive.names(path)
         return bool(names) and all(name.endswith(".npy") for name in names)
 
     def layers(self, path: Path, trust: bool) -> list[Found]:
@@ -45,13 +41,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz, or the one of an .npy as {"": array}; never unpickles."""
     path = Path(path)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-            if size > importer.LARGEST:
-                raise InputError(
-                    f"arrays of {size:,} bytes in {path}", f"at most {importer.LARGEST:,}", "check the file"
-                )
+        archive.check_size(path)
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):

@@ -9,7 +9,6 @@ TorchScript archive run code when they are loaded: only with `trust`.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
-from throughtime.importers import importer
+from throughtime.importers import archive
 from throughtime.importers.importer import Found, Importer
 from throughtime.importers.naming import torch_layers
 
@@ -34,31 +33,16 @@ class StateDict(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         if head[:2] == b"\x80\x02" and b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head:
             return True  # the magic number of torch.save before 1.6
-        return any(name.endswith(("/data.pkl", f"/{SCRIPT}")) for name in _names(path))
+        return any(name.endswith(("/data.pkl", f"/{SCRIPT}")) for name in archive.names(path))
 
     def layers(self, path: Path, trust: bool) -> list[Found]:
         return torch_layers(dict(_tensors(_load(path, trust))))
 
 
-def _names(path: Path) -> list[str]:
-    """Of a zip archive; none of anything else."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return []
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return []
-
-
 def _load(path: Path, trust: bool) -> Any:
     """What torch.save wrote. Raises InputError."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > importer.LARGEST:
-            raise InputError(f"{size:,} bytes in {path}", f"at most {importer.LARGEST:,}", "check the file")
-    script = any(name.endswith(f"/{SCRIPT}") for name in _names(path))
+    archive.check_size(path)
+    script = any(name.endswith(f"/{SCRIPT}") for name in archive.names(path))
     if script and not trust:
         raise _untrusted(path, "a TorchScript archive, which can run code")
     try:

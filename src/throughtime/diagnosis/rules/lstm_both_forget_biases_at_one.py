@@ -52,6 +52,7 @@ class LstmBothForgetBiasesAtOne(Rule):
     code: ClassVar[str] = "TT402"
     name: ClassVar[str] = "lstm-both-forget-biases-at-one"
     severity: ClassVar[Severity] = "info"
+    static: ClassVar[bool] = True
 
     def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
         found = {

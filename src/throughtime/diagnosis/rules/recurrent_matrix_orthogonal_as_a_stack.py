@@ -57,6 +57,7 @@ class RecurrentMatrixOrthogonalAsAStack(Rule):
     code: ClassVar[str] = "TT401"
     name: ClassVar[str] = "recurrent-matrix-orthogonal-as-a-stack"
     severity: ClassVar[Severity] = "warning"
+    static: ClassVar[bool] = True
 
     def check(self, layer: LayerFlow, needed: Needed, history: History | None) -> Finding | None:
         from throughtime.remedies.remedy import access  # loads torch, which `explain` does without
