@@ -57,11 +57,68 @@ def write_npz(module: nn.Module, path: Path) -> None:
         np.savez(file, **{f"net.rnn.{name}": value.numpy() for name, value in state_of(module).items()})
 
 
+ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2), "RNN": (0,)}  # of torch's gates, as ONNX stacks them
+
+
+def onnx_arrays(module: nn.Module, operator: str) -> dict[str, np.ndarray]:
+    """W, R and B of one layer of a torch module."""
+    order = ORDER[operator]
+
+    def stacked(name: str) -> list[np.ndarray]:
+        ways = ["", "_reverse"] if module.bidirectional else [""]
+        values = [getattr(module, f"{name}_l0{way}").detach().numpy() for way in ways]
+        return [np.concatenate([np.split(value, len(order))[gate] for gate in order]) for value in values]
+
+    biases = zip(stacked("bias_ih"), stacked("bias_hh"), strict=True)
+    return {
+        "W": np.stack(stacked("weight_ih")),
+        "R": np.stack(stacked("weight_hh")),
+        "B": np.stack([np.concatenate(pair) for pair in biases]),
+    }
+
+
+def onnx_model(operator: str, arrays: dict[str, np.ndarray], where: str = "initializers", **options) -> bytes:
+    """A graph with this one operator, its weights as initializers or Constants, perhaps inside an If."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    ways, size = len(arrays["W"]), arrays["R"].shape[-1]
+    node = helper.make_node(operator, ["x", "W", "R", "B"], ["y"], name="net.rnn", hidden_size=size, **options)
+    tensors = {name: numpy_helper.from_array(value, name) for name, value in arrays.items()}
+    nodes, outside = [node], list(tensors.values())
+    if where == "constants":
+        outside = []
+        nodes = [helper.make_node("Constant", [], [name], value=value) for name, value in tensors.items()] + nodes
+    kind = helper.np_dtype_to_tensor_dtype(arrays["W"].dtype)
+    x = helper.make_tensor_value_info("x", kind, [T, None, arrays["W"].shape[-1]])
+    y = helper.make_tensor_value_info("y", kind, [T, ways, None, size])
+    inputs = [x]
+    if where == "nested":
+        branch = helper.make_graph(nodes, "branch", [], [y])
+        nodes = [helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)]
+        inputs = [x, helper.make_tensor_value_info("yes", TensorProto.BOOL, [])]
+    graph = helper.make_graph(nodes, "graph", inputs, [y], initializer=outside)
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="tests").SerializeToString()
+
+
+def write_onnx(module: nn.Module, path: Path) -> None:
+    """As torch's exporter lays one layer out."""
+    operator = type(module).__name__
+    options = {"direction": "bidirectional"} if module.bidirectional else {}
+    if operator == "GRU":
+        options["linear_before_reset"] = 1
+    if getattr(module, "nonlinearity", "tanh") == "relu":
+        options["activations"] = ["Relu"] * (2 if module.bidirectional else 1)
+    path.write_bytes(onnx_model(operator, onnx_arrays(module, operator), **options))
+
+
 WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {
     "PyTorch state dict (.pt, .pth, .bin, .ckpt)": write_state_dict,
     "safetensors (.safetensors)": write_safetensors,
     "numpy arrays (.npz)": write_npz,
+    "ONNX (.onnx)": write_onnx,
 }
+NAMED_AS_TORCH = [name for name in WRITERS if not name.startswith("ONNX")]
 every_format = pytest.mark.parametrize("name", WRITERS)
 
 
@@ -77,7 +134,7 @@ def test_the_layer_runs_as_torchs_own(name, kind, dtype, tmp_path):
     module = TORCH[kind](D, H).to(dtype)
     path = tmp_path / "weights.of-no-known-suffix"
     WRITERS[name](module, path)
-    asked = kind.startswith("rnn") or name.startswith("numpy")
+    asked = (kind.startswith("rnn") and name in NAMED_AS_TORCH) or name.startswith("numpy")
     layer = tt.load(path, **({"cell": kind} if asked else {}))
     x = torch.randn(T, B, D, dtype=dtype)
     output, last = layer(x)
@@ -90,7 +147,7 @@ def test_the_layer_runs_as_torchs_own(name, kind, dtype, tmp_path):
     assert rec.flow().residual < 1e-4
 
 
-@every_format
+@pytest.mark.parametrize("name", NAMED_AS_TORCH)
 def test_several_layers_are_listed_and_one_is_named(name, tmp_path):
     torch.manual_seed(0)
     stack, path = nn.GRU(D, H, num_layers=2, bidirectional=True), tmp_path / "stack"
@@ -162,6 +219,89 @@ def test_what_does_not_fit_is_said(make, asked, words, tmp_path):
     with pytest.raises(tt.ThroughtimeError) as error:
         tt.load(tmp_path / "file.pt", **asked)
     assert words in str(error.value)
+
+
+# --- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["initializers", "constants", "nested"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("GRU", {"linear_before_reset": 0}),
+        ("GRU", {"linear_before_reset": 1}),
+        ("LSTM", {}),
+        ("RNN", {}),
+        ("RNN", {"activations": ["Relu"]}),
+    ],
+    ids=["gru before", "gru after", "lstm", "rnn tanh", "rnn relu"],
+)
+def test_onnx_operators_run_as_onnxruntime_runs_them(operator, options, direction, where, tmp_path):
+    import onnxruntime
+
+    ways, gates = (2 if direction == "bidirectional" else 1), len(ORDER[operator])
+    rng = np.random.default_rng(0)
+    shapes = {"W": (ways, gates * H, D), "R": (ways, gates * H, H), "B": (ways, 2 * gates * H)}
+    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    options = options | {"direction": direction}
+    if "activations" in options:
+        options["activations"] = options["activations"] * ways
+    content = onnx_model(operator, arrays, where, **options)
+    (tmp_path / "model.onnx").write_bytes(content)
+    x = rng.normal(size=(T, B, D)).astype(np.float32)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x} | ({"yes": np.array(True)} if where == "nested" else {}))
+    found = layers(tmp_path / "model.onnx")
+    names = list(dict.fromkeys(each.name for each in found))
+    assert names == ["net.rnn", "net.rnn_reverse"][:ways]
+    for way, name in enumerate(names):
+        layer = tt.load(tmp_path / "model.onnx", layer=name)
+        output, last = layer(torch.from_numpy(x))
+        np.testing.assert_allclose(output.detach(), expected[:, way], atol=1e-5)
+        backwards = direction == "reverse" or way == 1
+        np.testing.assert_allclose(
+            (last[0] if operator == "LSTM" else last)[0].detach(), expected[0 if backwards else -1, way], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activations": ["HardSigmoid", "Tanh"]}, "activations HardSigmoid, Tanh"),
+        ({"clip": 3.0}, "clipped pre-activations"),
+        ({"direction": "bidirectional"}, "'bidirectional' with 1 sets of weights"),
+    ],
+)
+def test_what_an_onnx_operator_has_more_is_refused_by_name(change, words, tmp_path):
+    arrays = onnx_arrays(nn.GRU(D, H), "GRU")
+    (tmp_path / "model.onnx").write_bytes(onnx_model("GRU", arrays, **change))
+    with pytest.raises(tt.ThroughtimeError, match=words):
+        tt.load(tmp_path / "model.onnx")
+
+
+def test_peepholes_and_weights_from_elsewhere_are_refused(tmp_path):
+    from onnx import TensorProto, helper, load_from_string
+
+    for change, words in (
+        ("peepholes", "peepholes"),
+        ("external", "external data"),
+        ("computed", "computed in the graph"),
+    ):
+        model = load_from_string(onnx_model("LSTM", onnx_arrays(nn.LSTM(D, H), "LSTM")))
+        if change == "peepholes":
+            model.graph.node[0].input.extend(["", "", "", "P"])
+            model.graph.initializer.append(helper.make_tensor("P", TensorProto.FLOAT, [1, 3 * H], [0.1] * 3 * H))
+        elif change == "computed":
+            del model.graph.initializer[1]
+        else:
+            outside = model.graph.initializer[0]
+            outside.ClearField("raw_data")
+            outside.data_location = TensorProto.EXTERNAL
+            outside.external_data.add(key="location", value="/etc/passwd")
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(tt.ThroughtimeError, match=words):
+            tt.load(tmp_path / "model.onnx")
 
 
 # --- untrusted files ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,152 @@
+"""ONNX: the GRU, LSTM and RNN operators of a graph, at any depth (extra: onnx). Nothing is run, and no other file is opened.
+
+W (directions, G·H, D), R (directions, G·H, H) and B (directions, 2·G·H) must stand in the file, as initializers or Constants.
+Gates are stacked z, r, h (GRU) and i, o, f, c (LSTM); `linear_before_reset` says where a GRU resets; z keeps. Source: the
+operators' specification, https://onnx.ai/onnx/operators/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from throughtime.errors import InputError, MissingExtraError
+from throughtime.importers import importer
+from throughtime.importers.importer import Found, Importer
+
+GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
+PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
+"""Activations of one direction that are the cell's own."""
+RECURRENT = {"RNN": {"Tanh": "rnn-tanh", "Relu": "rnn-relu"}}
+DEEPEST = 20  # levels of nested graphs that are looked into
+REFUSED = {"clip": "clipped pre-activations", "input_forget": "coupled input and forget gates"}
+
+
+class Onnx(Importer):
+    """A .onnx file: a serialized ModelProto."""
+
+    name: ClassVar[str] = "ONNX (.onnx)"
+
+    def reads(self, path: Path, head: bytes) -> bool:
+        # Field 1 of a ModelProto, its version, a small varint; the format has no magic number.
+        return (
+            len(head) > 4
+            and head[0] == 0x08
+            and head[1] < 0x20
+            and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
+        )
+
+    def layers(self, path: Path, trust: bool) -> list[Found]:
+        graph = _graph(path)
+        try:
+            return [found for name, node, arrays in _operators(graph, {}) for found in _layers(name, node, arrays)]
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # a message may be whole and its parts of any kind: names that are no text, no lengths
+            said = (str(error) or type(error).__name__).partition("\n")[0]
+            raise InputError(
+                f"{path}, a damaged graph: {said[:200]}", "a whole .onnx file", "export it anew"
+            ) from error
+
+
+def _graph(path: Path) -> Any:
+    """The graph of the file. Raises InputError for what cannot be read, MissingExtraError without onnx."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("no module onnx", "the extra [onnx]", "pip install 'throughtime[onnx]'") from error
+    size = path.stat().st_size
+    if size > importer.LARGEST:
+        raise InputError(f"{size:,} bytes in {path}", f"at most {importer.LARGEST:,}", "check the file")
+    try:
+        return onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own
+        said = (str(error) or type(error).__name__).partition("\n")[0]
+        raise InputError(
+            f"{path}, which cannot be read: {said[:200]}", "a whole .onnx file", "export it anew"
+        ) from error
+
+
+def _operators(graph: Any, above: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Every recurrent operator of a graph and of those nested in it, with the arrays that it can see, as onnx has them."""
+    seen = above | {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            seen |= dict.fromkeys(node.output, next((each.t for each in node.attribute if each.name == "value"), None))
+    for place, node in enumerate(graph.node):
+        if node.op_type in GATES and node.domain in ("", "ai.onnx"):
+            yield node.name or f"{node.op_type}_{place}", node, seen
+        for attribute in node.attribute if depth < DEEPEST else ():
+            for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+                yield from _operators(inner, seen, depth + 1)
+
+
+def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
+    """One layer a direction."""
+    from onnx.helper import get_attribute_value
+
+    said = {each.name: get_attribute_value(each) for each in node.attribute}
+    given = [*node.input, *[""] * 8]
+    direction = said.get("direction", b"forward").decode()
+    names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
+    W, R, B = (_array(arrays.get(given[place])) for place in (1, 2, 3))
+    refused = _why_not(said, given, [W, R, B], len(names))
+    if refused or W is None or R is None:
+        yield Found(name, {}, refused=refused)
+        return
+    activations = [each.decode() for each in said.get("activations", [])]
+    kinds = len(activations) // len(names) if activations else 0
+    for place, way in enumerate(names):
+        roles = {"weight_ih": W[place], "weight_hh": R[place]}
+        if B is not None:
+            roles["bias_ih"], roles["bias_hh"] = np.split(B[place], 2)
+        own = activations[place * kinds : (place + 1) * kinds] or PLAIN.get(node.op_type, ["Tanh"])
+        stated = {
+            "layout": "W@x",
+            "cell": RECURRENT["RNN"].get(own[0], "") if node.op_type == "RNN" else node.op_type.lower(),
+        }
+        if node.op_type == "GRU":
+            stated |= {"reset": "after" if said.get("linear_before_reset", 0) else "before", "z": "keeps"}
+        if GATES[node.op_type]:
+            stated["gates"] = GATES[node.op_type]
+        other = own != PLAIN.get(node.op_type, own) or not stated["cell"]
+        words = f"activations {', '.join(own)}, which cannot be explained yet" if other else ""
+        yield Found(name + way, roles, stated, reverse=direction == "reverse" or bool(way), refused=words)
+
+
+def _why_not(said: dict[str, Any], given: list[str], stacked: list[np.ndarray | None], directions: int) -> str:
+    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B."""
+    if any(value is None for value, name in zip(stacked, given[1:4], strict=True) if name):
+        return "whose weights do not stand in the file (computed in the graph, or external data)"
+    sets = {len(value) for value in stacked if value is not None}
+    if sets != {directions}:
+        return f"direction {said.get('direction', b'forward').decode()!r} with {min(sets)} sets of weights"
+    for option, words in REFUSED.items():
+        if said.get(option):
+            return f"{words}, which cannot be explained yet"
+    if given[7]:
+        return "peepholes, which cannot be explained yet"
+    return ""
+
+
+def _array(tensor: Any) -> np.ndarray | None:
+    """An array that lies in the file itself; None for external data, and where there is none."""
+    from onnx import TensorProto, numpy_helper
+
+    if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    size = int(np.prod([float(each) for each in tensor.dims])) if tensor.dims else 1
+    if size * 8 > importer.LARGEST:
+        raise InputError(
+            f"{tensor.name} of shape {tuple(tensor.dims)}", f"at most {importer.LARGEST:,} bytes", "check the file"
+        )
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as error:  # lengths that do not fit, types that numpy does not have
+        raise InputError(f"{tensor.name}, which cannot be read: {error}", "a whole tensor", "export it anew") from error
+    return array.astype(np.float32) if array.dtype == np.float16 else array.copy()  # to_array's cannot be written to
