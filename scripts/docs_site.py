@@ -7,11 +7,12 @@ stands for a part that is made; in mkdocs.yml's nav, `FOLDER/*` for all pages ma
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import pkgutil
 import re
-import tempfile
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import click
-from click.testing import CliRunner
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -28,13 +28,14 @@ import throughtime
 from throughtime.cli import main as command_line
 from throughtime.diagnosis.rule import Rule
 from throughtime.diagnosis.rule import registry as rules
+from throughtime.explorer import page as explorer
 from throughtime.remedies import Remedy, registered, treating
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src/throughtime/report/schema.json"
 WIDTH = 78
 """Of the commands' help, whatever the terminal that builds the site."""
-IMPORT = re.compile(r"^from throughtime\.([\w.]+) import ([\w, ]+)$", re.MULTILINE)
+CODE = re.compile(r"^( *)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 PART = re.compile(r"<!-- site: (?P<name>[\w-]+) -->")
 
 
@@ -44,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     files.append(File.generated(config, "schema.json", content=SCHEMA.read_text(encoding="utf-8")))
-    files.append(File.generated(config, "explorer.html", content=explorer()))
+    files.append(File.generated(config, "explorer.html", content=explorer.render()))
     config.nav = _filled(config.nav, sorted(made))
     return files
 
@@ -52,16 +53,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put made parts into their places."""
     return PART.sub(lambda found: PARTS[found["name"]](), markdown)
-
-
-def explorer() -> str:
-    """The explorer as `throughtime explore` writes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "explorer.html"
-        told = CliRunner().invoke(command_line, ["explore", "-o", str(file)])
-        if told.exit_code:
-            raise RuntimeError(f"throughtime explore: {told.output}")
-        return file.read_text(encoding="utf-8")
 
 
 def pages() -> dict[str, str]:
@@ -164,9 +155,13 @@ def imported() -> dict[str, list[str]]:
     """Names that the pages' code imports from other modules, by module: what a reader is shown is documented too."""
     found: dict[str, set[str]] = {}
     for page in (ROOT / "docs").rglob("*.md"):
-        for module, names in IMPORT.findall(page.read_text(encoding="utf-8")):
+        blocks = [textwrap.dedent(code) for _, code in CODE.findall(page.read_text(encoding="utf-8"))]
+        for node in (node for code in blocks for node in ast.walk(ast.parse(code))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("throughtime."):
+                continue
+            module = str(node.module).removeprefix("throughtime.")
             if not any(module == each or module.startswith(f"{each}.") for each in public()):
-                found.setdefault(module, set()).update(names.split(", "))
+                found.setdefault(module, set()).update(name.name for name in node.names)
     return {module: sorted(names) for module, names in sorted(found.items())}
 
 

@@ -133,3 +133,23 @@ def test_bad_input_says_what_to_do():
         multisine(100, 1, generator(), amplitude=VOLTS, band=(0.1, 0.2))
     with pytest.raises(InputError, match="record"):
         Throttle().simulate(np.zeros((0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (lambda: multisine(2, 1, np.random.default_rng(0), amplitude=(0, 1), band=(0.5, 4)), "3 or more"),
+        (lambda: Throttle().simulate(np.zeros((5, 3)), angle=np.zeros(2)), "(3,)"),
+        (lambda: Throttle().simulate(np.zeros((5, 3)), speed=np.zeros((3, 1))), "(3,)"),
+    ],
+)
+def test_what_does_not_fit_is_said(fails, words):
+    with pytest.raises(InputError) as error:
+        fails()
+    assert words in str(error.value)
+
+
+def test_a_record_that_does_not_change_has_no_best_fit_rate():
+    rate = best_fit_rate(np.ones((5, 2)) * [1, 0] + np.arange(5)[:, None] * [0, 1], np.zeros((5, 2)))
+    assert np.isnan(rate[0])
+    assert np.isfinite(rate[1])

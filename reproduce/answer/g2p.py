@@ -27,11 +27,15 @@ LETTERS, PHONEMES = 10, 14  # of the words that are read, and decoder steps
 def weights() -> dict[str, np.ndarray]:
     """The arrays inside the wheel, which pip fetches; the package itself is not imported.
 
-    Raises RuntimeError: a wheel of other contents than the ones that were measured.
+    Raises RuntimeError: no wheel, for pip's reason, or one of other contents than the ones that were measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, "--dest", folder, "g2p_en==2.1.0"], check=True, capture_output=True)
+        done = subprocess.run(
+            [*command, "--dest", folder, "g2p_en==2.1.0"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"got no {WHEEL} (pip: {done.stderr.strip()[-300:]}); do this: let pip reach its index")
         content = (Path(folder) / WHEEL).read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise RuntimeError(f"got another {WHEEL} than expected (sha256 {SHA256[:12]}…); do this: measure it anew")

@@ -124,7 +124,8 @@ def errors(trained: Trained) -> str:
         mine = [error for (kind, _), (_, error) in trained.items() if kind == chrono]
         held, filtered = (span(list(values), ".4f") for values in zip(*mine, strict=True))
         parts.append(f"{'chrono' if chrono else 'torch’s own initialisation'} {held} and {filtered}")
-    return "; ".join(parts)
+    held, filtered = latch.chance()
+    return "; ".join(parts) + f" (always saying 0 costs {held:.2f} and {filtered:.2f})"
 
 
 def span(values: Sequence[float], form: str = ".2g") -> str:

@@ -10,8 +10,8 @@
 
 J, B, K, R, preload, stiffness and coulomb are values for a Bosch DV-E5, referred to the plate, as a public simulation
 quotes them from Loh, Thanom, Pyko & Lee 2013, "Electronic Throttle Control System: Modeling, Identification and
-Model-Based Control Designs", Engineering 5, 587–600 (its abstract was read, its table was not). Limp-home angle, stops,
-Stribeck and the widths of smoothing are our own choice.
+Model-Based Control Designs", Engineering 5, 587–600. Limp-home angle, stops, Stribeck and the widths of smoothing are our own
+choice.
 """
 
 from __future__ import annotations
@@ -92,12 +92,16 @@ class Throttle:
 
         angle, speed: where it starts, one for all records or (…); by default it rests at the limp-home angle.
 
-        Raises InputError: no steps, or substeps below 1.
+        Raises InputError: no steps, substeps below 1, or a start that is of another number of records.
         """
         volts = np.asarray(volts, dtype=np.float64)
         if volts.ndim == 0 or len(volts) == 0 or substeps < 1:
             raise InputError(f"volts {volts.shape}, substeps={substeps}", "(T, …) and 1 or more", "pass a record")
-        state = np.full(volts.shape[1:], self.home if angle is None else angle), np.full(volts.shape[1:], speed)
+        start, records = (self.home if angle is None else angle, speed), volts.shape[1:]
+        if any(np.shape(each) not in ((), records) for each in start):
+            shapes = " and ".join(str(np.shape(each)) for each in start)
+            raise InputError(f"angle and speed of shapes {shapes}", f"one number, or {records}", "one for each record")
+        state = np.full(records, start[0]), np.full(records, start[1])
         angles, speeds = np.empty_like(volts), np.empty_like(volts)
         for step, held in enumerate(volts):
             for _ in range(substeps):
@@ -151,8 +155,10 @@ def multisine(
 
     Each is brought to fill the interval `amplitude` exactly, so that it holds its largest and its smallest value.
 
-    Raises InputError: no harmonic in the band.
+    Raises InputError: no harmonic in the band, or a record too short to have any.
     """
+    if steps < 3:
+        raise InputError(f"steps={steps}", "3 or more", "ask for a longer record")
     harmonics = np.arange(1, (steps + 1) // 2)
     frequency = harmonics / (steps * SAMPLING)
     chosen = harmonics[(frequency >= band[0]) & (frequency <= band[1])]
@@ -169,7 +175,8 @@ def best_fit_rate(measured: Array, simulated: Array) -> Array:
     """BFR in percent, 100 · (1 − ‖y − ŷ‖ / ‖y − ȳ‖), over the first axis: (T, …) → (…).
 
     100 is exact; 0 is no better than the mean of the record; below 0 worse. 100 · (1 − ‖·‖) is often cut off at 0; not here.
+    NaN for a record that does not change: no rate is defined.
     """
     y, guess = np.asarray(measured, dtype=np.float64), np.asarray(simulated, dtype=np.float64)
     away = np.linalg.norm(y - y.mean(0), axis=0)
-    return 100 * (1 - np.linalg.norm(y - guess, axis=0) / away)
+    return 100 * (1 - np.linalg.norm(y - guess, axis=0) / np.where(away > 0, away, np.nan))
