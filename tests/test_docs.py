@@ -110,7 +110,8 @@ def shell_lines() -> Iterator[tuple[str, list[str]]]:
             for line in block["body"].replace("\\\n", " ").splitlines():
                 words = shlex.split(line.strip().removeprefix("$ "), comments=True) if "throughtime " in line else []
                 if block["language"] != "python" and words[:1] == ["throughtime"]:
-                    yield name_of(page), words[1:]
+                    redirected = next((place for place, word in enumerate(words) if word in (">", "|")), len(words))
+                    yield name_of(page), words[1:redirected]
 
 
 @pytest.mark.parametrize(("page", "words"), [pytest.param(*each, id=" ".join(each[1])) for each in shell_lines()])
