@@ -69,15 +69,18 @@ class GradientExplodes(Rule):
 
     ## Remedy
 
-    Clip the norm at a quantile of the norms that were measured, not at a guess:
-    `torch.nn.utils.clip_grad_norm_(model.parameters(), q)` with q the .9 quantile. And reduce the recurrent gain g (the
-    largest |eigenvalue| of W_hh, roughly) below the point from which perturbations grow:
+    First the cause: reduce the recurrent gain g (the largest |eigenvalue| of W_hh, roughly) below the point from which
+    perturbations grow:
 
         Elman  g_c = 1
         GRU    g_c = 1 / σ(b_r)               2 at zero bias
         LSTM   g_c = (1 − σ(b_f)) / (σ(b_i) σ(b_o))    2 at zero bias
 
     (zero input, constant gates.)
+
+    Then clip the norm at a quantile of the norms that were measured, not at a guess:
+    `torch.nn.utils.clip_grad_norm_(model.parameters(), q)` with q the .9 quantile. Clipping alone need not cure a
+    network whose own dynamics explode: its norms are large because it does.
 
     ## References
 
@@ -107,8 +110,8 @@ class GradientExplodes(Rule):
             tail.threshold,
             f"The gradient grows by {number(rate.rate, 2)} nats a step back ({number(rate.low, 2)} to "
             f"{number(rate.high, 2)}), and the largest {tail.over} {burst}.",
-            f"Clip the norm of the gradient at {clip}, and reduce the recurrent gain below g_c (Elman: 1; "
-            "GRU: 1/σ(b_r); LSTM: (1 − σ(b_f)) / (σ(b_i) σ(b_o))).",
+            "Reduce the recurrent gain below g_c (Elman: 1; GRU: 1/σ(b_r); LSTM: (1 − σ(b_f)) / (σ(b_i) σ(b_o))), "
+            f"and clip the norm of the gradient at {clip}.",
             severity=tail.severity,
         )
 
