@@ -187,7 +187,7 @@ def _guarded(command: Callable) -> Callable:
 @fail_option
 @_guarded
 def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **given: Any) -> None:
-    """Diagnose MODEL: package.module:factory, or a file of weights (state dict, safetensors, ONNX, .npz)."""
+    """Diagnose MODEL: package.module:factory, or a file of weights (state dict, safetensors, ONNX, Keras, .npz)."""
     if network and form != "json":
         raise click.UsageError("--network: got --format text; expected --format json; do this: add --format json")
     _check_writable(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -10,9 +11,11 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -112,13 +115,32 @@ def write_onnx(module: nn.Module, path: Path) -> None:
     path.write_bytes(onnx_model(operator, onnx_arrays(module, operator), **options))
 
 
+def write_keras(module: nn.Module, path: Path) -> None:
+    """As Keras lays the weights of one layer out, under its oldest names."""
+    import h5py
+
+    order = {"GRU": (1, 0, 2), "LSTM": (0, 1, 2, 3), "RNN": (0,)}[type(module).__name__]
+
+    def columns(name: str) -> np.ndarray:
+        blocks = np.split(getattr(module, f"{name}_l0").detach().numpy(), len(order))
+        return np.concatenate([blocks[gate] for gate in order]).T
+
+    biases = np.stack([columns("bias_ih"), columns("bias_hh")])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("rnn/rnn")
+        group["kernel:0"], group["recurrent_kernel:0"] = columns("weight_ih"), columns("weight_hh")
+        group["bias:0"] = biases if len(order) == 3 else biases.sum(0)
+
+
 WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {
     "PyTorch state dict (.pt, .pth, .bin, .ckpt)": write_state_dict,
     "safetensors (.safetensors)": write_safetensors,
     "numpy arrays (.npz)": write_npz,
     "ONNX (.onnx)": write_onnx,
+    "Keras (.keras, .h5, .hdf5)": write_keras,
 }
-NAMED_AS_TORCH = [name for name in WRITERS if not name.startswith("ONNX")]
+NAMED_AS_TORCH = [name for name in WRITERS if not name.startswith(("ONNX", "Keras"))]
+ASKED = ("numpy", "Keras")  # files that do not say the cell
 every_format = pytest.mark.parametrize("name", WRITERS)
 
 
@@ -134,7 +156,7 @@ def test_the_layer_runs_as_torchs_own(name, kind, dtype, tmp_path):
     module = TORCH[kind](D, H).to(dtype)
     path = tmp_path / "weights.of-no-known-suffix"
     WRITERS[name](module, path)
-    asked = (kind.startswith("rnn") and name in NAMED_AS_TORCH) or name.startswith("numpy")
+    asked = (kind.startswith("rnn") and name in NAMED_AS_TORCH) or name.startswith(ASKED)
     layer = tt.load(path, **({"cell": kind} if asked else {}))
     x = torch.randn(T, B, D, dtype=dtype)
     output, last = layer(x)
@@ -304,6 +326,96 @@ def test_peepholes_and_weights_from_elsewhere_are_refused(tmp_path):
             tt.load(tmp_path / "model.onnx")
 
 
+# --- Keras -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keras() -> ModuleType:
+    os.environ["KERAS_BACKEND"] = "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("keras")
+
+
+def keras_layers(keras: ModuleType) -> list:
+    made = keras.layers
+    return [
+        made.LSTM(H, return_sequences=True, name="first", bias_initializer="random_normal"),
+        made.GRU(4, return_sequences=True, bias_initializer="random_normal"),
+        made.GRU(3, return_sequences=True, reset_after=False, bias_initializer="random_normal", name="second"),
+        made.SimpleRNN(4, return_sequences=True, activation="relu", bias_initializer="random_normal"),
+        made.GRU(4, return_sequences=True, use_bias=False),
+        made.Bidirectional(made.LSTM(3, return_sequences=True, bias_initializer="random_normal")),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+@pytest.mark.filterwarnings("ignore")
+def test_keras_layers_run_as_kerass_own(suffix, keras, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, path = keras.Sequential([keras.Input((T, D)), *keras_layers(keras)]), tmp_path / f"model{suffix}"
+    model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
+    x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    names = ["first", "gru", "second", "simple_rnn", "gru_2", "bidirectional"]
+    if suffix != ".h5":  # named by class and place
+        names = ["lstm", "gru", "gru_1", "simple_rnn", "gru_2", "bidirectional"]
+    else:
+        names = [layer.name for layer in model.layers]
+    cells = ["lstm", "gru", "gru", "rnn-relu", "gru", "lstm"]
+    for place, (name, cell, layer) in enumerate(zip(names, cells, model.layers, strict=True)):
+        expected = np.asarray(layer(x).detach().cpu())
+        bare = suffix == ".weights.h5"
+        if bare and place == 4:  # neither bias nor configuration says where it resets
+            with pytest.raises(tt.ThroughtimeError, match="does not say where it resets"):
+                tt.load(path, layer=name, cell=cell)
+            x = expected
+            continue
+        found = [each for each in layers(path) if each.name.split("/")[0] == name]
+        asked = {"cell": cell} if bare else {}
+        halves = [tt.load(path, layer=each.name, **asked) for each in sorted(found, key=lambda each: each.reverse)]
+        outputs = [half(torch.from_numpy(x.transpose(1, 0, 2)))[0] for half in halves]
+        output = torch.cat(outputs, dim=-1).detach().numpy().transpose(1, 0, 2)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+        if bare:
+            with pytest.raises(tt.ThroughtimeError, match="which the file does not state"):
+                tt.load(path, layer=found[0].name)
+        x = expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_activations_of_keras_are_refused_by_name(keras, tmp_path):
+    layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
+    keras.Sequential([keras.Input((T, D)), layer]).save(tmp_path / "model.keras")
+    with pytest.raises(tt.ThroughtimeError, match="activations hard_sigmoid and tanh"):
+        tt.load(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "virtual", "storage", "absurd"])
+def test_hdf5_opens_no_other_file_and_reads_no_more_than_there_is(kind, tmp_path):
+    import h5py
+
+    path = tmp_path / "model.h5"
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["kernel"] = np.zeros((D, 3 * H))
+    with h5py.File(path, "w") as file:
+        group = file.create_group("gru/gru")
+        group["recurrent_kernel:0"] = np.zeros((H, 3 * H))
+        if kind == "soft":
+            group["kernel:0"] = h5py.SoftLink("/gru/gru/recurrent_kernel:0")
+        elif kind == "external":
+            group["kernel:0"] = h5py.ExternalLink("other.h5", "/kernel")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((D, 3 * H), dtype=float)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "kernel", shape=(D, 3 * H))
+            group.create_virtual_dataset("kernel:0", layout)
+        elif kind == "storage":
+            group.create_dataset("kernel:0", (4, 3 * H), dtype="u1", external=[("/etc/passwd", 0, 12 * H)])
+        else:
+            group.create_dataset("kernel:0", (100_000, 300_000), dtype="f8", chunks=(10, 10))
+    with pytest.raises(tt.ThroughtimeError, match=r"link|outside of the file|at most"):
+        tt.load(path, cell="gru")
+
+
 # --- untrusted files ---------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +512,7 @@ def test_damaged_files_end_in_the_librarys_own_error(name, data, tmp_path):
     path = tmp_path / "damaged"
     path.write_bytes(bytes(content[:cut]))
     with contextlib.suppress(tt.ThroughtimeError):  # and no other
-        layer = tt.load(path, **({"cell": "gru"} if name.startswith("numpy") else {}))
+        layer = tt.load(path, **({"cell": "gru"} if name.startswith(ASKED) else {}))
         layer(torch.zeros(2, 1, layer.input_size, dtype=layer.weight_hh_l0.dtype))
 
 

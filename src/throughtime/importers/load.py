@@ -32,9 +32,9 @@ class Reversed(nn.Module):
 def load(file: str | Path, layer: str | None = None, trust: bool = False, **convention: str) -> nn.Module:
     """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
 
-    file: a PyTorch state dict, safetensors, ONNX or .npz, told by its content. layer: which one, where it holds several. trust:
-    your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z
-    (see `throughtime.importers.convention.Convention`), for what the file leaves open.
+    file: a PyTorch state dict, safetensors, ONNX, Keras or .npz, told by its content. layer: which one, where it holds
+    several. trust: your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates,
+    layout, reset, z (see `throughtime.importers.convention.Convention`), for what the file leaves open.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
     and another than the file states, a file that is damaged or not trusted; UnsupportedError: a layer that cannot be explained.

@@ -1,0 +1,190 @@
+"""Keras: the LSTM, GRU and SimpleRNN layers of .keras, .h5 and .weights.h5 files (extra: keras). Nothing is run.
+
+kernel (D, G·H), recurrent_kernel (H, G·H), bias: gates in columns, i, f, c, o (LSTM) and z, r, h (GRU); z keeps. A GRU's bias
+of two rows means that it resets after the product, of one row before. A configuration, where the file has one, says activations
+and direction; a file of weights alone does not, so the cell is asked for, and with it sigmoid gates and tanh are meant.
+
+Links to other places and files, virtual data sets and data outside of the file are refused: HDF5 would follow them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from throughtime.errors import InputError, MissingExtraError
+from throughtime.importers import archive, importer
+from throughtime.importers.importer import Found, Importer
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+WEIGHTS, CONFIG = "model.weights.h5", "config.json"
+CELLS = {"LSTM": (4, "lstm", "ifgo"), "GRU": (3, "gru", "zrn"), "SimpleRNN": (1, "", "")}
+"""By class: stacked gates, the cell, their order."""
+DEEPEST, MOST = 20, 100_000  # levels of groups, and objects, that are looked into
+ROLES = {
+    "kernel": "weight_ih",
+    "recurrent_kernel": "weight_hh",
+    "bias": "bias_ih",
+    "0": "weight_ih",
+    "1": "weight_hh",
+    "2": "bias_ih",
+}
+Arrays = dict[str, np.ndarray]
+
+
+class Keras(Importer):
+    """A whole Keras 3 file (.keras), or HDF5 of a whole model or its weights, old paths and new."""
+
+    name: ClassVar[str] = "Keras (.keras, .h5, .hdf5)"
+
+    def reads(self, path: Path, head: bytes) -> bool:
+        return head.startswith(MAGIC) or {WEIGHTS, CONFIG} <= set(archive.names(path))
+
+    def layers(self, path: Path, trust: bool) -> list[Found]:
+        try:
+            groups, configs = _read(path)
+            named = _by_name(configs)
+            return [_found(name, roles, named.get(name.split("/")[0])) for name, roles in groups.items()]
+        except (InputError, MissingExtraError):
+            raise
+        except Exception as error:  # HDF5, zip and JSON have their own for damaged files
+            said = (str(error) or type(error).__name__).partition("\n")[0]
+            raise InputError(
+                f"{path}, which cannot be read: {said[:200]}", "a whole Keras file", "save it anew"
+            ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Arrays], list[dict[str, Any]]]:
+    """The arrays of each recurrent layer by its name, and the configurations of all layers, in order."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtraError("no module h5py", "the extra [keras]", "pip install 'throughtime[keras]'") from error
+    archive.check_size(path)
+    with open(path, "rb") as file:
+        whole = file.read(len(MAGIC)) == MAGIC
+    config, source = None, str(path)
+    if not whole:
+        with zipfile.ZipFile(path) as packed:
+            config, source = json.loads(packed.read(CONFIG)), BytesIO(packed.read(WEIGHTS))
+    with h5py.File(source, "r") as hdf:
+        stored: Any = hdf.attrs.get("model_config")
+        if config is None and isinstance(stored, str | bytes):
+            config = json.loads(stored)
+        groups: dict[str, Arrays] = {}
+        for place, roles in _groups(hdf, h5py, [MOST, importer.LARGEST]):
+            groups[_name(place)] = roles
+    return groups, list(_layers_of(config))
+
+
+def _groups(group: Any, h5py: Any, left: list[int], path: str = "", depth: int = 0) -> Iterator[tuple[str, Arrays]]:
+    """Groups that hold a kernel and a recurrent kernel. left: objects and bytes that may still be read."""
+    found: Arrays = {}
+    for name in group:
+        left[0] -= 1
+        where = f"{path}/{name}".strip("/")
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise InputError(f"{where}, a link to another place or file", "arrays in the file itself", "save it anew")
+        if left[0] < 0 or depth > DEEPEST:
+            raise InputError(f"more than {MOST:,} objects, or {DEEPEST} levels", "a Keras file", "check the file")
+        value = group[name]
+        if isinstance(value, h5py.Group):
+            yield from _groups(value, h5py, left, where, depth + 1)
+            continue
+        role = ROLES.get(name.removesuffix(":0"))
+        if role is None or (name.isdigit() and not path.endswith("/cell/vars")):
+            continue
+        if value.external or value.is_virtual:
+            raise InputError(
+                f"{where}, whose data lie outside of the file", "arrays in the file itself", "save it anew"
+            )
+        left[1] -= value.dtype.itemsize * int(np.prod([float(size) for size in value.shape]))
+        if left[1] < 0:
+            raise InputError(
+                f"{where} of shape {value.shape}", f"at most {importer.LARGEST:,} bytes in all", "check the file"
+            )
+        found[role] = value[()]
+    if {"weight_ih", "weight_hh"} <= set(found):
+        yield path, found
+
+
+def _name(path: str) -> str:
+    """Of the layer whose arrays lie in this group: that of Keras, and the direction where there are two."""
+    parts = [
+        part for part in path.split("/") if part not in ("model_weights", "layers", "_layer_checkpoint_dependencies")
+    ]
+    ways = [part for part in parts[1:] if part.startswith(("forward", "backward"))]
+    return "/".join(parts[:1] + ways[:1])
+
+
+def _layers_of(config: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The layers of a model's configuration, in order; of nested models too."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    listed = inner.get("layers") if isinstance(inner, dict) else inner
+    for layer in listed if isinstance(listed, list) and depth < DEEPEST else ():
+        if isinstance(layer, dict) and isinstance(layer.get("config"), dict):
+            yield layer
+            yield from _layers_of(layer, depth + 1)
+
+
+def _by_name(configs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Configurations by both names that files use: the layer's own, and the class's with a number, as Keras 3 saves."""
+    named, seen = {}, Counter()
+    for layer in configs:
+        kind = str(layer.get("class_name"))
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
+        number = seen[snake]
+        seen[snake] += 1
+        named.setdefault(snake + (f"_{number}" if number else ""), layer)
+        named[str(layer["config"].get("name"))] = layer
+    return named
+
+
+def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
+    kernel, recurrent, bias = roles["weight_ih"], roles["weight_hh"], roles.get("bias_ih")
+    gates = recurrent.shape[1] / recurrent.shape[0] if recurrent.ndim == 2 and recurrent.size else 0
+    kind = next((kind for kind, (count, *_) in CELLS.items() if count == gates), "")
+    if not kind or kernel.ndim != 2:
+        return Found(name, roles, refused=f"recurrent_kernel of shape {recurrent.shape}, not 1, 3 or 4 square gates")
+    count, cell, order = CELLS[kind]
+    if bias is not None and bias.ndim == 1 and len(bias) == 2 * count * recurrent.shape[0]:
+        return Found(name, roles, refused="in CuDNN's layout, which is not read yet")
+    stated = {"layout": "x@W"} | ({"gates": order} if order else {})
+    if kind == "GRU":
+        after = bias.ndim == 2 if bias is not None else _config(layer).get("reset_after")
+        if after is None:
+            return Found(
+                name, roles, refused="a GRU without bias and configuration, which does not say where it resets"
+            )
+        stated |= {"reset": "after" if after else "before", "z": "keeps"}
+    backward = "/backward" in name
+    if layer is None:
+        choices = (cell,) if cell else ("rnn-tanh", "rnn-relu")
+        return Found(name, roles, stated, choices, reverse=backward)
+    config = _config(layer)
+    activation, recurrent_activation = config.get("activation", "tanh"), config.get("recurrent_activation", "sigmoid")
+    refused = ""
+    if kind == "SimpleRNN":
+        stated["cell"] = f"rnn-{activation}"
+        refused = "" if activation in ("tanh", "relu") else f"activation {activation}, which cannot be explained yet"
+    else:
+        stated["cell"] = cell
+        if (activation, recurrent_activation) != ("tanh", "sigmoid"):
+            refused = f"activations {recurrent_activation} and {activation}, which cannot be explained yet"
+    return Found(name, roles, stated, reverse=backward or bool(config.get("go_backwards")), refused=refused)
+
+
+def _config(layer: dict[str, Any] | None) -> dict[str, Any]:
+    """The configuration of the recurrent layer itself, which a Bidirectional one holds inside."""
+    config = (layer or {}).get("config", {})
+    inner = config.get("layer")
+    return inner["config"] if isinstance(inner, dict) and isinstance(inner.get("config"), dict) else config
