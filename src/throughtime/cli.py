@@ -294,7 +294,7 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
         if each.convention is None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue
-        words = ", ".join(f"{name} {word}" for name, word in vars(each.convention).items() if name != "cell" and word)
+        words = ", ".join(f"{name} {word}" for name, word in each.convention.told().items() if name != "cell" and word)
         click.echo(f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}")
         for finding in each.findings:
             click.echo(f"  {finding.code} {finding.name} [{finding.severity}] {finding.message}")

@@ -39,7 +39,7 @@ class Inspected:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain Python, for JSON."""
-        words = None if self.convention is None else vars(self.convention)
+        words = None if self.convention is None else self.convention.told()
         found = [{"code": each.code, "message": each.message, "remedy": each.remedy} for each in self.findings]
         return vars(self) | {"convention": words, "findings": found}
 

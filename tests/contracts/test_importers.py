@@ -526,11 +526,11 @@ def test_inspect_lists_layers_and_what_the_weights_tell(tmp_path):
     told = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt")])
     assert told.exit_code == 0, told.output
     lines = told.output.splitlines()
-    assert lines[0] == f"lstm: lstm, {D} inputs, {H} units; gates ifgo, layout W@x, reset after, z keeps"
+    assert lines[0] == f"lstm: lstm, {D} inputs, {H} units; gates ifgo, layout W@x"
     assert "TT402" in lines[1]
     assert lines[2].startswith("plain: layer 'plain'")
     assert "rnn-tanh, rnn-relu" in lines[2]
-    assert lines[3].startswith("gru: gru")
+    assert lines[3] == f"gru: gru, {D} inputs, {H} units; gates rzn, layout W@x, reset after, z keeps"
     assert "TT401" in lines[4]
     assert len(lines) == 5
     document = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt"), "--format", "json"]).output)

@@ -55,6 +55,10 @@ class Convention:
             return (GRUResetBefore if self.reset == "before" else GRU)(keeps=self.z == "keeps")
         return LSTM() if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
 
+    def told(self) -> dict[str, str]:
+        """The words that say something of this cell."""
+        return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention)
+
     def order(self, cell: Cell) -> list[int]:
         """For each gate of the cell, its place in the file."""
         if not self.gates:
