@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -536,23 +533,3 @@ def test_inspect_lists_layers_and_what_the_weights_tell(tmp_path):
     document = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt"), "--format", "json"]).output)
     assert [each["name"] for each in document] == ["lstm", "plain", "gru"]
     assert document[0]["findings"][0]["code"] == "TT402"
-
-
-@pytest.mark.network
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_the_layer_of_silero_vad(tmp_path):
-    """silero-vad 6.2.3 (MIT): a TorchScript archive with an LSTMCell 128 → 128; against torch's own cell."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "silero-vad==6.2.3"]
-    subprocess.run(command, check=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        (tmp_path / "vad.jit").write_bytes(wheel.read("silero_vad/data/silero_vad.jit"))
-    names = [each.name for each in layers(tmp_path / "vad.jit", trust=True)]
-    assert "_model.decoder.rnn" in names
-    layer = tt.load(tmp_path / "vad.jit", layer="_model.decoder.rnn", trust=True)
-    script = torch.jit.load(io.BytesIO((tmp_path / "vad.jit").read_bytes())).state_dict()
-    cell = nn.LSTMCell(128, 128)
-    cell.load_state_dict({name: script[f"_model.decoder.rnn.{name}"] for name in cell.state_dict()})
-    x, state = torch.randn(20, 1, 128), (torch.zeros(1, 128), torch.zeros(1, 128))
-    for step in x:
-        state = cell(step, state)
-    torch.testing.assert_close(layer(x)[0][-1], state[0], rtol=1e-5, atol=1e-5)

