@@ -8,8 +8,9 @@ function arrives(log10) {
   return log10 > 0.04 ? `it has grown ${fromLog10(log10)}-fold` : `${fromLog10(log10)} arrives`;
 }
 
-function growthWords({ nats, factor, halfLife, last }) {
-  if (Number.isNaN(nats)) return "There is only one step to go back.";
+function growthWords({ nats, factor, halfLife, last }, reach) {
+  if (reach === 0) return "The loss is at the first step: there is no step to go back.";
+  if (Number.isNaN(nats)) return "The numbers are not finite here.";
   if (nats === -Infinity) return "The gradient is cut to exactly 0.";
   if (nats > 0) return `Each step back multiplies the gradient by ${number(factor)}: it doubles in ${steps(-halfLife)}.`;
   if (-nats * last < 0.005) return "Each step back hands the gradient on nearly whole.";
@@ -26,18 +27,22 @@ function rateSentence({ growth: { nats, last, eFold, halfLife } }) {
 
 // The sentence of the page, also spoken to screen readers.
 function mainSentence(frame) {
-  const { growth: grown, arriving, needed } = frame;
-  const supply = `${growthWords(grown)} At lag ${grown.last}, ${arrives(grown.arriving)}.`;
+  const { headline, growth: grown, needed, standIn, reach, trace } = frame;
+  const words = `${standIn ? "Measured: " : ""}${growthWords(grown, reach)}${trace.S > 1 ? " (On the cell's gradient d.)" : ""}`;
+  if (!grown.last) return words;
+  const beyond = headline[grown.last + 1] === -Infinity ? " Beyond it nothing arrives." : "";
+  const supply = `${words} At lag ${grown.last}, ${arrives(grown.arriving)}.${beyond}`;
   const there = needed.filter((lag) => lag <= grown.last);
   if (!there.length) return supply;
-  const [least, most] = [Math.min, Math.max].map((of) => of(...there.map((lag) => arriving[lag])));
+  const [least, most] = [Math.min, Math.max].map((of) => of(...there.map((lag) => headline[lag])));
   const answer = fromLog10(least) === fromLog10(most) ? arrives(least) : `${fromLog10(least)} to ${fromLog10(most)} arrives`;
   return `${supply} The loss asks for ${lagWords(needed)}: ${answer} there.`;
 }
 
-function supplySentence({ arriving, lag }) {
-  const log10 = arriving[lag];
-  return log10 > 0.04 ? `At lag ${lag} the gradient has grown ${fromLog10(log10)}-fold.` : `Of the gradient, ${arrives(log10)} at lag ${lag}.`;
+function supplySentence({ arriving, lag, trace }) {
+  const log10 = arriving[lag], d = trace.S > 1 ? ", on the cell's gradient d" : "";
+  if (!Number.isFinite(log10) && log10 !== -Infinity) return "The numbers are not finite here.";
+  return log10 > 0.04 ? `At lag ${lag} the gradient has grown ${fromLog10(log10)}-fold${d}.` : `Of the gradient, ${arrives(log10)} at lag ${lag}${d}.`;
 }
 
 function demandSentence({ demand, needed, demandSource }) {
