@@ -56,7 +56,9 @@ function jacobianSentence({ k, paths, whole }) {
   return `At step ${k + 1}: ${parts}${paths.length > 1 ? `; together ${number(whole, 2)}` : ""} (identity: 1).`;
 }
 
-function termsSentence({ lag, state }, term, transport) {
+function termsSentence({ lag, state, swept }, term, transport) {
+  const lost = (at) => swept.pairs[at] > 0 && !Number.isFinite(term.log10_norm[at]) && term.log10_norm[at] !== -Infinity;
+  if (lost(0) || lost(lag) || Number.isNaN(term.norm)) return "The terms are not finite here.";
   const total = summedNorms(term.log10_norm), nearest = 10 ** term.log10_norm[0] / total;
   const at = term.log10_norm[lag], carried = transport[lag];
   const first = Number.isFinite(term.log10_norm[0]) ? `${percent(nearest)} of Σ‖term‖ is lag 0${state.loss === "every" ? "" : ", the k = t term"}, ${fromLog10(term.log10_norm[0])}` : "the k = t term is 0";
@@ -98,7 +100,8 @@ function gateSentence({ trace, state }, gate) {
 
 function unitsSentence({ scales, halves, trace }) {
   const measured = [...halves].filter((value) => !Number.isNaN(value));
-  if (Number.isNaN(scales[0])) return measured.length ? `No gate keeps the state; measured half-lives ${number(Math.min(...measured), 2)} to ${steps(Math.max(...measured))}.` : "No gate keeps the state; no unit's gradient halves here.";
+  if (trace.cell.keepGate && scales.some((value) => Number.isNaN(value))) return "The gates are not finite here.";
+  if (!trace.cell.keepGate) return measured.length ? `No gate keeps the state; measured half-lives ${number(Math.min(...measured), 2)} to ${steps(Math.max(...measured))}.` : "No gate keeps the state; no unit's gradient halves here.";
   const ratios = [...halves].map((half, j) => half / (Math.LN2 * scales[j])).filter((value) => !Number.isNaN(value)).sort((a, b) => a - b);
   const range = `By its gate alone a unit keeps ${number(Math.min(...scales), 2)} to ${steps(Math.max(...scales))} (e-fold)`;
   return ratios.length ? `${range}; its half-life, measured in ${ratios.length} of ${halves.length}, is ${number(quantile(ratios, 0.5), 2)} times what that gives (median).` : `${range}; no unit's gradient halves within the sequence.`;
