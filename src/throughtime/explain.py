@@ -180,7 +180,6 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
 def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
     """The first sequence with a loss."""
     index = int(np.isfinite(adjoint.by_sequence[0]).argmax())
-    arriving = adjoint.arriving_by_sequence
 
     def kept(value: torch.Tensor) -> np.ndarray:
         return value.double().cpu().numpy().copy()
@@ -192,7 +191,7 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
         gradient=kept(trace.gradient[:, index]),
         cell_gradient=None if trace.cell_gradient is None else kept(trace.cell_gradient[index]),
         log10_norm=adjoint.by_sequence[:, index].copy(),
-        log10_arriving_total=None if arriving is None else arriving[:, index].copy(),
+        log10_arriving_total=adjoint.arriving_by_sequence[:, index].copy(),
     )
 
 

@@ -59,8 +59,8 @@ class Adjoint:
     log10_norm: Array
     by_state: Mapping[str, Array]
     by_sequence: Array
-    log10_arriving_total: Array | None = None
-    arriving_by_sequence: Array | None = None
+    log10_arriving_total: Array = field(default_factory=lambda: np.zeros(0))
+    arriving_by_sequence: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Sequence:
     gradient: Array
     cell_gradient: Array | None
     log10_norm: Array
-    log10_arriving_total: Array | None = None
+    log10_arriving_total: Array = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ def _network(layer: LayerFlow) -> dict[str, Any]:
     }
 
 
-def _arriving(log10: Iterable[float] | None) -> dict[str, Any]:
-    return {} if log10 is None else {"log10_arriving_total": _list(log10)}
+def _arriving(log10: np.ndarray) -> dict[str, Any]:
+    return {} if log10.size == 0 else {"log10_arriving_total": _list(log10)}
 
 
 def _null(there: bool, field: str, reason: str) -> list[dict[str, str]]:
