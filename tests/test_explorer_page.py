@@ -305,7 +305,7 @@ def claim_lstm_forget_carries(seen: Seen) -> None:
     assert np.median(told["values"]["f"]) > 0.98
     seen.page.evaluate("throughtime.render()")
     assert "on the cell's gradient d" in seen.page.inner_text("#supply figcaption")
-    seen.until("document.querySelector('#main-sentence').textContent.includes('gradient d.) At lag 99, 0.8 arrives')")
+    seen.until("document.querySelector('#main-sentence').textContent.includes('gradient d by 0.998')")
 
 
 def claim_torch_default(seen: Seen) -> None:
@@ -690,6 +690,27 @@ def test_a_flow_without_weights_is_shown_beside_a_stand_in(browsing: Any, tmp_pa
     assert abs(np.median(logits) - middle) < (high - low) / 3
     assert logits[0] > flow.layers["rnn"].gates["z"].logit_quantiles[0] - 1e-9
     assert seen.errors == []
+
+
+def test_a_large_network_says_that_it_computes_before_it_does(chromium: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.GRU(1, 64)
+    with tt.record(layer) as record:
+        layer(torch.randn(230, 1, 1))[0].square().sum().backward()
+    (tmp_path / "flow.json").write_text(record.flow(demand=False, hops=False).to_json(network=True), encoding="utf-8")
+    save(tmp_path / "page.html", tmp_path / "flow.json")
+    page = chromium.new_page()
+    page.add_init_script(
+        "window.told = []; new MutationObserver((all) => all.forEach(({target, addedNodes}) => "
+        "target.id === 'main-sentence' && told.push(addedNodes[0].textContent)))"
+        ".observe(document, {childList: true, subtree: true})"
+    )
+    page.goto((tmp_path / "page.html").as_uri())
+    page.locator("#main-sentence", has_text="Each step back").wait_for()
+    told = page.evaluate("told")
+    page.close()
+    assert told[0] == "Computing…"
+    assert told[-1].startswith("Each step back")
 
 
 def test_names_in_a_flow_cannot_become_script(browsing: Any, tmp_path: Path) -> None:

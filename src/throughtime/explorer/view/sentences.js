@@ -8,14 +8,14 @@ function arrives(log10) {
   return log10 > 0.04 ? `it has grown ${fromLog10(log10)}-fold` : `${fromLog10(log10)} arrives`;
 }
 
-function growthWords({ nats, factor, halfLife, last }, reach) {
+function growthWords({ nats, factor, halfLife, last }, reach, what) {
   if (reach === 0) return "The loss is at the first step: there is no step to go back.";
   if (Number.isNaN(nats)) return "The numbers are not finite here.";
-  if (nats === -Infinity) return "The gradient is cut to exactly 0.";
-  if (nats > 0) return `Each step back multiplies the gradient by ${number(factor)}: it doubles in ${steps(-halfLife)}.`;
-  if (-nats * last < 0.005) return "Each step back hands the gradient on nearly whole.";
-  if (halfLife < 1) return `Each step back leaves only ${fromLog10(nats / Math.LN10)} of the gradient.`;
-  return `Each step back multiplies the gradient by ${number(factor)}: half-life ${steps(halfLife)}.`;
+  if (nats === -Infinity) return `Here ${what} is cut to exactly 0.`;
+  if (nats > 0) return `Each step back multiplies ${what} by ${number(factor)}: it doubles in ${steps(-halfLife)}.`;
+  if (-nats * last < 0.005) return `Each step back hands ${what} on nearly whole.`;
+  if (halfLife < 1) return `Each step back leaves only ${fromLog10(nats / Math.LN10)} of ${what}.`;
+  return `Each step back multiplies ${what} by ${number(factor)}: half-life ${steps(halfLife)}.`;
 }
 
 // The growth rate in its three forms; the mean over all lags that are told.
@@ -28,7 +28,7 @@ function rateSentence({ growth: { nats, last, eFold, halfLife } }) {
 // The sentence of the page, also spoken to screen readers.
 function mainSentence(frame) {
   const { headline, growth: grown, needed, standIn, reach, trace } = frame;
-  const words = `${standIn ? "Measured: " : ""}${growthWords(grown, reach)}${trace.S > 1 ? " (On the cell's gradient d.)" : ""}`;
+  const words = `${standIn ? "Measured: " : ""}${growthWords(grown, reach, trace.S > 1 ? "the cell's gradient d" : "the gradient")}`;
   if (!grown.last) return words;
   const beyond = headline[grown.last + 1] === -Infinity ? " Beyond it nothing arrives." : "";
   const supply = `${words} At lag ${grown.last}, ${arrives(grown.arriving)}.${beyond}`;
