@@ -386,15 +386,16 @@ def test_a_loss_at_the_first_step_and_numbers_that_are_not_finite(show: Any, bro
 
 def test_the_keyboard_stays_where_it_was(show: Any, browsing: Any, tmp_path: Path) -> None:
     focused = "document.activeElement.id"
+    painted = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
     seen = show()
     for name in ("cell", "task", "loss"):
         seen.page.locator(f"#control-{name}").focus()
-        before = seen.state()[name]
         for _ in range(2):
+            assert seen.page.evaluate(painted)  # a new list takes keys once it is on the screen
+            before = seen.state()[name]
             seen.page.keyboard.press("ArrowDown")
-            seen.page.wait_for_timeout(60)
+            seen.until(f"throughtime.state().{name} !== '{before}'")
             assert seen.page.evaluate(focused) == f"control-{name}"
-        assert seen.state()[name] != before
     seen = show("#preset=cv556070")
     seen.page.locator("#all").focus()
     seen.page.keyboard.press("Enter")

@@ -321,12 +321,25 @@ function start(data) {
     return make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), output, input);
   }
 
-  function choice(key, label, options, extra = {}) {
-    const id = `control-${key}`, select = make("select", { id });
-    for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
-    select.addEventListener("change", () => change({ [key]: select.value, ...extra }, { rebuild: true }));
-    outputs.push(() => (select.value = state[key]));
-    return make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), select);
+  // A list is made once and stays where it is: moved or made anew, it would lose the keyboard at each change.
+  const lists = new Map();
+  function choice(key, label, options, told = () => state[key], chosen = (value) => change({ [key]: value }, { rebuild: true })) {
+    const id = `control-${key}`;
+    if (!lists.has(id)) {
+      const select = make("select", { id });
+      for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
+      select.addEventListener("change", () => chosen(select.value));
+      lists.set(id, make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), select));
+    }
+    const control = lists.get(id);
+    outputs.push(() => (control.lastChild.value = told()));
+    return control;
+  }
+  function place(host, controls) {
+    for (const child of [...host.children]) if (!controls.includes(child)) child.remove();
+    controls.forEach((control, i) => {
+      if (host.children[i] !== control) host.insertBefore(control, host.children[i] ?? null);
+    });
   }
 
   function build() {
@@ -371,26 +384,21 @@ function start(data) {
         slider("cut", "reset at", (value) => (value ? `step ${value}` : "never")), slider("cutUnits", "units reset", (value) => `${value}`)));
     }
 
-    sequence.replaceChildren();
-    if (!layer) sequence.append(choice("cell", "Cell", Object.keys(CELL_NAMES).filter((name) => !name.endsWith("takes") && name !== "rnn-relu").map((name) => [name, CELL_NAMES[name]])));
+    const controls = [];
+    if (!layer) controls.push(choice("cell", "Cell", Object.keys(CELL_NAMES).filter((name) => !name.endsWith("takes") && name !== "rnn-relu").map((name) => [name, CELL_NAMES[name]])));
     if (data.flow) {
       const options = [["drawn", "a drawn network"], ...data.flow.layers.map((each, i) => [String(i), `measured: ${each.name}`])];
-      const select = make("select", { id: "control-source" });
-      for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
-      select.value = layer ? String(state.layer) : "drawn";
-      select.addEventListener("change", () => {
-        if (select.value === "drawn") change({ source: "drawn" }, { rebuild: true });
-        else change(atRest(Number(select.value)), { rebuild: true });
-      });
-      sequence.append(make("div", { className: "control" }, make("label", { htmlFor: select.id, textContent: "Network" }), select));
+      controls.push(choice("source", "Network", options, () => (state.source === "flow" ? String(state.layer) : "drawn"), (value) =>
+        change(value === "drawn" ? { source: "drawn" } : atRest(Number(value)), { rebuild: true })));
     }
     if (!fixed) {
-      sequence.append(choice("task", "Sequence task", data.tasks.map(({ id, title }) => [id, title])));
-      sequence.append(slider("T", "sequence length", (value) => `${value} steps`), choice("loss", "Place of the loss", [["last", "last step"], ["one", "one step"], ["every", "every step"]]));
-      if (state.loss === "one") sequence.append(slider("at", "loss at step", (value) => `${Math.min(value, state.T)}`));
+      controls.push(choice("task", "Sequence task", data.tasks.map(({ id, title }) => [id, title])));
+      controls.push(slider("T", "sequence length", (value) => `${value} steps`), choice("loss", "Place of the loss", [["last", "last step"], ["one", "one step"], ["every", "every step"]]));
+      if (state.loss === "one") controls.push(slider("at", "loss at step", (value) => `${Math.min(value, state.T)}`));
     }
-    sequence.append(slider("lag", "lag looked at", () => `${frame.lag} (step ${frame.k + 1})`));
-    if (!fixed) sequence.append(make("div", { className: "pair" }, slider("H", "units", (value) => `${value}`), slider("seed", "seed", (value) => `${value}`)));
+    controls.push(slider("lag", "lag looked at", () => `${frame.lag} (step ${frame.k + 1})`));
+    if (!fixed) controls.push(make("div", { className: "pair" }, slider("H", "units", (value) => `${value}`), slider("seed", "seed", (value) => `${value}`)));
+    place(sequence, controls);
     byId("loss-note").hidden = fixed;
 
     picks("terms", cell.gates.map((gate) => [gate, gateName(key, gate)]), "gate", parameterChoice());
