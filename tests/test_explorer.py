@@ -25,7 +25,7 @@ from throughtime.cli import main
 from throughtime.errors import InputError
 from throughtime.explorer import flowfile
 from throughtime.explorer.flowfile import read
-from throughtime.explorer.page import embedded, maths, presets, render
+from throughtime.explorer.page import embedded, maths, presets, render, save
 from throughtime.explorer.tasks import TASKS, described
 from throughtime.report.json import schema
 
@@ -180,6 +180,10 @@ def test_a_file_that_is_not_there_is_the_librarys_error(tmp_path: Path) -> None:
         read(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"cannot be read .*; do this: "):
         read(tmp_path)
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match=r"cannot be read .*; do this: "):
+        save(tmp_path / "page.html", loop)
 
 
 def test_every_part_of_the_schema_is_read(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         told = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise InputError(f"{path} with schema {_shown(told)}", f"schema {SCHEMA!r}", _MAKE)
+    _check_sizes(document.get("layers"), path)
     _check(document, schema(), "", path)
     if not document["layers"]:
         raise InputError(f"{path} without layers", "at least one recurrent layer", _MAKE)
@@ -76,6 +77,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _check_sizes(layers: Any, path: Path) -> None:
+    """What no page can show is refused before each of its numbers is looked at; all else is for `_check`."""
+    for i, layer in enumerate(layers if isinstance(layers, list) else ()):
+        for name, most in (("steps", LONGEST), ("hidden_size", WIDEST)):
+            got = layer.get(name) if isinstance(layer, dict) else None
+            if isinstance(got, int) and got > most:
+                at = f"layers[{i}].{name} = {_shown(got)}"
+                raise InputError(f"{at} in {path}", f"at most {most}, which a page can show", "measure a smaller one")
 
 
 def _check(value: Any, wanted: dict[str, Any], at: str, path: Path) -> None:
@@ -150,11 +161,6 @@ def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
             raise _misfit(f"{at}.convention.{key}", layer["convention"].get(key), f"one of {values}", path)
     if steps < 1 or units < 1 or layer["input_size"] < 1 or not layer["loss_steps"]:
         raise InputError(f"{at} in {path} without steps, units, inputs or loss", "at least one of each", _MAKE)
-    for name, got, most in (("steps", steps, LONGEST), ("hidden_size", units, WIDEST)):
-        if got > most:
-            raise InputError(
-                f"{at}.{name} = {got} in {path}", f"at most {most}, which a page can show", "cut it shorter"
-            )
     inside = {"loss_steps": layer["loss_steps"], "demand.lags": (layer["demand"] or {}).get("lags", [])}
     for name, places in inside.items():
         outside = [place for place in places if not 0 <= place < steps]

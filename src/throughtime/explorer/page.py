@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def save(path: Path, flow: Path | None = None, preset: str | None = None) -> Non
     from throughtime.explorer.flowfile import read
     from throughtime.report.files import write_whole
 
-    if flow is not None and path.resolve() == flow.resolve():
+    if flow is not None and os.path.realpath(path) == os.path.realpath(flow):
         raise InputError(
             f"{path} as FLOW.json and as output", "two different files", "give the page another name with -o"
         )
