@@ -23,8 +23,9 @@ import fixtures_report as fixtures
 import throughtime as tt
 from throughtime.cli import main
 from throughtime.errors import InputError
+from throughtime.explorer import flowfile
 from throughtime.explorer.flowfile import read
-from throughtime.explorer.page import embedded, maths, presets, render
+from throughtime.explorer.page import embedded, maths, presets, render, save
 from throughtime.explorer.tasks import TASKS, described
 from throughtime.report.json import schema
 
@@ -128,6 +129,10 @@ FAULTS: dict[str, Callable[[dict], Any]] = {
     "no loss": put(*LAYER, "loss_steps", value=[]),
     "other steps": put(*LAYER, "steps", value=STEPS + 1),
     "quantiles that do not fit": put(*LAYER, "gates", "z", "levels", value=[0.5]),
+    "other levels": lambda document: document["layers"][0]["gates"]["z"].update(levels=[0.5], logit_quantiles=[1.0]),
+    "a loss beyond the end": put(*LAYER, "loss_steps", value=[10**18]),
+    "an arriving too short": put(*LAYER, "adjoint", "log10_arriving_total", value=[0.0]),
+    "a state too short": put(*LAYER, "adjoint", "by_state", value={"d": [0.0]}),
     "ragged weights": put(*NETWORK, "weights", "weight_hh", 2, value=[1.0]),
     "weights of another cell": put(*LAYER, "cell", value="lstm"),
     "null weights": put(*NETWORK, "weights", "weight_ih", 0, 0, value=None),
@@ -160,11 +165,25 @@ def test_what_is_no_document_is_the_librarys_error(tmp_path: Path, text: str) ->
         read(path)
 
 
+def test_an_error_shows_numbers_as_numbers(document: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "flow.json"
+    for value, shown in ((-4, "-4"), (True, "true"), ("x", "'x'")):
+        broken = copy.deepcopy(document)
+        broken["layers"][0]["hidden_size"] = value
+        path.write_text(json.dumps(broken), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"hidden_size = {shown} in "):
+            read(path)
+
+
 def test_a_file_that_is_not_there_is_the_librarys_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read .*; do this: "):
         read(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"cannot be read .*; do this: "):
         read(tmp_path)
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match=r"cannot be read .*; do this: "):
+        save(tmp_path / "page.html", loop)
 
 
 def test_every_part_of_the_schema_is_read(tmp_path: Path) -> None:
@@ -253,12 +272,68 @@ def test_command_writes_a_page(tmp_path: Path) -> None:
     flow = tmp_path / "flow.json"
     flow.write_text(recorded().to_json(network=True), encoding="utf-8")
     out = tmp_path / "page.html"
-    done = CliRunner().invoke(main, ["explore", str(flow), "-o", str(out), "--preset", "chrono"])
+    done = CliRunner().invoke(main, ["explore", str(flow), "-o", str(out)])
     assert done.exit_code == 0, done.output
     assert str(out.resolve()) in done.stderr
     assert done.stdout == ""
-    assert '"start":"#preset=chrono"' in out.read_text(encoding="utf-8")
     assert '"network":{' in out.read_text(encoding="utf-8")
+    done = CliRunner().invoke(main, ["explore", "-o", str(out), "--preset", "chrono"])
+    assert done.exit_code == 0, done.output
+    assert '"start":"#preset=chrono"' in out.read_text(encoding="utf-8")
+
+
+def test_command_does_not_write_over_its_input_nor_hide_it(tmp_path: Path) -> None:
+    flow, link = tmp_path / "flow.json", tmp_path / "link.json"
+    flow.write_text(recorded().to_json(), encoding="utf-8")
+    link.symlink_to(flow)
+    before = flow.read_bytes()
+    for arguments in (["-o", str(flow)], ["-o", str(link)], ["-o", str(tmp_path / "page.html"), "--preset", "chrono"]):
+        done = CliRunner().invoke(main, ["explore", str(flow), *arguments])
+        assert done.exit_code == 2
+        assert re.search(r"error: got .*; expected .*; do this: ", done.stderr), done.stderr
+    assert flow.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flow.json", "link.json"]
+
+
+def test_half_a_surrogate_pair_in_a_name_is_no_fault(tmp_path: Path) -> None:
+    document = json.loads(recorded().to_json())
+    document["layers"][0]["name"] = "\ud800"
+    flow, out = tmp_path / "flow.json", tmp_path / "page.html"
+    flow.write_text(json.dumps(document), encoding="utf-8")
+    assert CliRunner().invoke(main, ["explore", str(flow), "-o", str(out)]).exit_code == 0
+    assert r"\ud800" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_is_read_in_any_unicode(tmp_path: Path, coding: str) -> None:
+    path = tmp_path / "flow.json"
+    path.write_text(recorded().to_json(), encoding=coding)
+    assert read(path)["layers"][0]["steps"] == STEPS
+
+
+def test_sizes_that_a_page_cannot_show_are_the_librarys_error(tmp_path: Path) -> None:
+    path, cells = tmp_path / "flow.json", json.loads(recorded().to_json(network=True))
+    layer = cells["layers"][0]
+    gradient = [[1.0] * UNITS] * STEPS
+    layer["network"]["sequence"]["gradient"] = gradient
+    path.write_text(json.dumps(cells), encoding="utf-8")
+    read(path)
+    for change in ({"steps": 10**6}, {"hidden_size": 300_000}):
+        path.write_text(json.dumps({**cells, "layers": [layer | change]}), encoding="utf-8")
+        with pytest.raises(InputError, match=r"= \d+ in .*; expected at most \d+, which a page can show"):
+            read(path)
+
+
+def test_a_loss_at_too_many_steps_for_a_page_is_the_librarys_error(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flow.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    monkeypatch.setattr(flowfile, "ROWS", STEPS * UNITS * 4)  # one loss, at the last step
+    read(path)
+    monkeypatch.setattr(flowfile, "ROWS", STEPS * UNITS * 4 - 1)
+    with pytest.raises(InputError, match=r"loss at so many steps"):
+        read(path)
 
 
 def test_from_diagnose_to_explore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ ANALYSE = """({key, network, g, gc}) => {
   }
   const lists = (object) => Object.fromEntries(Object.entries(object).map(([name, values]) => [name, list(values)]));
   return {carries: list(trace.carries), logits: lists(trace.logits), values: lists(trace.values),
-    adjoint: list(log10Adjoint(swept)), arriving: list(log10Arriving(swept)), paths: lists(swept.paths), blocks,
+    adjoint: list(log10Adjoint(swept)), arriving: list(log10Arriving(swept)),
+    total: list(log10ArrivingTotal(swept)), paths: lists(swept.paths), blocks,
     timescales: list(timescales(trace)), halfLives: list(halfLives(swept)),
     jacobian: Object.fromEntries([...Array(network.T).keys()].map((k) => [k, lists(jacobianPaths(trace, k))]))};
 }"""
@@ -120,6 +121,22 @@ def same(got: list, expected: np.ndarray, floor: float = FLOOR) -> None:
     np.testing.assert_allclose(array(got), np.asarray(expected).ravel(), rtol=EXACT, atol=floor)
 
 
+def supply_on_the_total_adjoint(layer: LayerFlow, trace: Any) -> np.ndarray:
+    """By lag, from the library's norms and, of an LSTM, d[t, t] = g_t∘o_t∘tanh′(c_t) written out; log10."""
+    g = trace.gradient.detach()[:, 0]
+    if trace.cell.name == "lstm":
+        w, h, c = trace.weights, *trace.carries.detach()[:, 0].split(UNITS, dim=-1)
+        o = torch.sigmoid(trace.x[:, 0] @ w.weight_ih.T + h[:-1] @ w.weight_hh.T + w.bias_ih + w.bias_hh)[:, -UNITS:]
+        g = g * o * (1 - torch.tanh(c[1:]) ** 2)
+        if trace.cell_gradient is not None:
+            g[-1] += trace.cell_gradient[0]
+    squares = g.detach().square().sum(-1)
+    mean = [squares[lag:].sum() / max(1, int((squares[lag:] > 0).sum())) for lag in range(trace.steps)]
+    norms = layer.adjoint.by_state.get("d", layer.adjoint.log10_norm)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return norms - 0.5 * np.log10(np.asarray(mean))
+
+
 CASES = [
     *itertools.product(CELLS, [0], PLACES, [0.0]),
     *itertools.product(CELLS, [1], ["last"], [-4.0, 4.0]),
@@ -141,6 +158,8 @@ def test_equals_the_library(page: Any, key: str, seed: int, place: str, bias: fl
         same(got["values"][name], torch.sigmoid(pre[name]))
     same_log10(got["adjoint"], layer.adjoint.log10_norm)
     same_log10(got["arriving"], layer.log10_arriving)
+    same_log10(got["total"], layer.adjoint.log10_arriving_total)
+    same_log10(got["total"], supply_on_the_total_adjoint(layer, trace))
     for port, share in layer.paths.items():
         same(got["paths"][port], share)
     for name, row in layer.parameters.items():

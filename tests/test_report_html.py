@@ -227,7 +227,7 @@ def test_failed_writing_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("throughtime.report.html.os.replace", full)
+    monkeypatch.setattr("throughtime.report.files.os.replace", full)
     with pytest.raises(InputError, match="No space left"):
         save_html(fixtures.build(), path)
     assert os.listdir(tmp_path) == ["report.html"]

@@ -191,6 +191,7 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
         gradient=kept(trace.gradient[:, index]),
         cell_gradient=None if trace.cell_gradient is None else kept(trace.cell_gradient[index]),
         log10_norm=adjoint.by_sequence[:, index].copy(),
+        log10_arriving_total=adjoint.arriving_by_sequence[:, index].copy(),
     )
 
 

@@ -52,11 +52,15 @@ class Adjoint:
 
     by_state: the same for each part of the carry (h; for an LSTM h, c and d, the total cell adjoint).
     by_sequence: (lag, sequence), the same for every sequence alone.
+    log10_arriving_total: the fraction that arrives, told on the total adjoint (of an LSTM d, else λ itself) and over what
+    entered at the same pairs; arriving_by_sequence: (lag, sequence), the same for every sequence alone.
     """
 
     log10_norm: Array
     by_state: Mapping[str, Array]
     by_sequence: Array
+    log10_arriving_total: Array = field(default_factory=lambda: np.zeros(0))
+    arriving_by_sequence: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ class Sequence:
     """One recorded sequence of a layer, kept so that the layer can be run again: T steps, D inputs, H units, S carries.
 
     index: its place in the batch. inputs: (T, D). initial: (S·H,). gradient: (T, H), what entered at each step's output.
-    cell_gradient: ((S − 1)·H,), what entered at c_n, or None. log10_norm: (T,) log10 of ‖λ‖ by lag, of this sequence alone.
+    cell_gradient: ((S − 1)·H,), what entered at c_n, or None. log10_norm: (T,) log10 of ‖λ‖ by lag, of this sequence alone;
+    log10_arriving_total: (T,) see `Adjoint`, of this sequence alone.
     """
 
     index: int
@@ -141,6 +146,7 @@ class Sequence:
     gradient: Array
     cell_gradient: Array | None
     log10_norm: Array
+    log10_arriving_total: Array = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)

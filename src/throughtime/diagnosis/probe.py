@@ -81,7 +81,7 @@ def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) 
     return replace(
         layer,
         batch=layer.batch // count,
-        adjoint=replace(layer.adjoint, by_sequence=merged),
+        adjoint=replace(layer.adjoint, by_sequence=merged, arriving_by_sequence=np.zeros((0, 0))),
         missing=(*kept, *(Missing(field, reason) for field, reason in told.items())),
     )
 

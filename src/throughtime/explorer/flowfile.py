@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from throughtime.errors import InputError
+from throughtime.flow import QUANTILES
 from throughtime.report.json import SCHEMA, schema
 
 GATES = {"gru": 3, "lstm": 4, "rnn": 1}
@@ -37,6 +38,9 @@ KEPT = [
     "network",
 ]
 LARGEST = 4_000_000  # recurrent weights: beyond, one frame of the page takes seconds
+LONGEST, WIDEST = 50_000, 20_000  # steps and units: beyond, a chart cannot show them and a browser runs out of stack
+ROWS = 150_000_000  # floats that one frame of a recorded network keeps: beyond, a browser runs out of memory
+PRE = {"gru": 4, "lstm": 4, "rnn": 1}  # pre-activations that the page keeps of each unit and pair (loss step, step)
 _MAKE = "make the file with `throughtime diagnose … --format json` or flow.to_json()"
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -56,14 +60,15 @@ def read(path: Path) -> dict[str, Any]:
     whose arrays do not fit its cell.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
+        document = json.loads(path.read_bytes(), parse_constant=_refused)  # told by its bytes: UTF-8, 16 or 32
     except OSError as error:
         raise InputError(f"{path}, which cannot be read ({error.strerror or error})", "a FLOW.json", _MAKE) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, which is no JSON ({error})", "a document of schema throughtime/1", _MAKE) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         told = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise InputError(f"{path} with schema {str(told)[:60]!r}", f"schema {SCHEMA!r}", _MAKE)
+        raise InputError(f"{path} with schema {_shown(told)}", f"schema {SCHEMA!r}", _MAKE)
+    _check_sizes(document.get("layers"), path)
     _check(document, schema(), "", path)
     if not document["layers"]:
         raise InputError(f"{path} without layers", "at least one recurrent layer", _MAKE)
@@ -72,6 +77,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _check_sizes(layers: Any, path: Path) -> None:
+    """What no page can show is refused before each of its numbers is looked at; all else is for `_check`."""
+    for i, layer in enumerate(layers if isinstance(layers, list) else ()):
+        for name, most in (("steps", LONGEST), ("hidden_size", WIDEST)):
+            got = layer.get(name) if isinstance(layer, dict) else None
+            if isinstance(got, int) and got > most:
+                at = f"layers[{i}].{name} = {_shown(got)}"
+                raise InputError(f"{at} in {path}", f"at most {most}, which a page can show", "measure a smaller one")
 
 
 def _check(value: Any, wanted: dict[str, Any], at: str, path: Path) -> None:
@@ -127,8 +142,13 @@ def _is_kind(value: Any, kinds: str | list[str] | None) -> bool:
     return False
 
 
+def _shown(value: Any) -> str:
+    """A text in quotes, anything else as JSON writes it; not all of what is long."""
+    return repr(value[:60]) if isinstance(value, str) else json.dumps(value)[:60]
+
+
 def _misfit(at: str, value: Any, expected: str, path: Path) -> InputError:
-    return InputError(f"{at or 'a document'} = {str(value)[:60]!r} in {path}", expected, _MAKE)
+    return InputError(f"{at or 'a document'} = {_shown(value)} in {path}", expected, _MAKE)
 
 
 def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
@@ -141,7 +161,15 @@ def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
             raise _misfit(f"{at}.convention.{key}", layer["convention"].get(key), f"one of {values}", path)
     if steps < 1 or units < 1 or layer["input_size"] < 1 or not layer["loss_steps"]:
         raise InputError(f"{at} in {path} without steps, units, inputs or loss", "at least one of each", _MAKE)
+    inside = {"loss_steps": layer["loss_steps"], "demand.lags": (layer["demand"] or {}).get("lags", [])}
+    for name, places in inside.items():
+        outside = [place for place in places if not 0 <= place < steps]
+        if outside or len(places) > steps:
+            raise _misfit(f"{at}.{name}", (outside or places)[0], f"steps of the layer's {steps}, each once", path)
     lists = {"adjoint.log10_norm": layer["adjoint"]["log10_norm"]}
+    lists |= {f"adjoint.by_state.{name}": values for name, values in layer["adjoint"]["by_state"].items()}
+    if "log10_arriving_total" in layer["adjoint"]:
+        lists["adjoint.log10_arriving_total"] = layer["adjoint"]["log10_arriving_total"]
     lists |= {f"paths.{name}": values for name, values in layer["paths"].items()}
     lists |= {f"parameters[{i}].log10_norm": row["log10_norm"] for i, row in enumerate(layer["parameters"])}
     lists |= {f"parameters[{i}].share": row["share"] for i, row in enumerate(layer["parameters"])}
@@ -153,8 +181,10 @@ def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
         _fits(f"{at}.{name}", values, (steps,), path)
     _fits(f"{at}.units", layer["units"], (units,), path)
     for name, gate in layer["gates"].items():
-        _fits(f"{at}.gates.{name}.logit_quantiles", gate["logit_quantiles"], (len(gate["levels"]),), path)
-        if None in gate["logit_quantiles"] or None in gate["levels"] or not gate["levels"]:
+        if gate["levels"] != list(QUANTILES):
+            raise _misfit(f"{at}.gates.{name}.levels", gate["levels"], f"{list(QUANTILES)}", path)
+        _fits(f"{at}.gates.{name}.logit_quantiles", gate["logit_quantiles"], (len(QUANTILES),), path)
+        if None in gate["logit_quantiles"]:
             raise _misfit(f"{at}.gates.{name}.logit_quantiles", None, "numbers", path)
     if "network" in layer:
         _network(layer, f"{at}.network", path)
@@ -180,12 +210,20 @@ def _network(layer: dict[str, Any], at: str, path: Path) -> None:
         "gradient": (steps, units),
         "cell_gradient": ((states - 1) * units,),
         "log10_norm": (steps,),
+        "log10_arriving_total": (steps,),
     }
     for name, shape in shapes.items():
-        if sequence[name] is not None:
+        if sequence.get(name) is not None:
             _fits(f"{at}.sequence.{name}", sequence[name], shape, path)
     if not any(map(any, sequence["gradient"])) and not any(sequence["cell_gradient"] or ()):
         raise InputError(f"{at}.sequence of {path} into which no gradient enters", "a loss that reaches it", _MAKE)
+    pairs = sum(t for t, row in enumerate(sequence["gradient"], 1) if any(row))
+    if pairs * units * PRE[layer["cell"]] > ROWS:
+        raise InputError(
+            f"a loss at so many steps at {at} in {path} that the page had to keep {pairs * units * PRE[layer['cell']]} numbers",
+            f"at most {ROWS}",
+            "make the file without --network, of fewer steps, or with a loss at fewer steps",
+        )
 
 
 def _fits(at: str, values: list, shape: tuple[int, ...], path: Path) -> None:

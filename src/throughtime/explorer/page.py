@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,18 @@ def presets() -> list[dict[str, Any]]:
 def render(flow: dict[str, Any] | None = None, preset: str | None = None) -> str:
     """The page. flow: a document that `flowfile.read` let through. preset: the example that it opens with.
 
-    Raises InputError: a preset that does not exist.
+    Raises InputError: a preset that does not exist, or one beside a flow.
     """
     known = [each["id"] for each in presets()]
     if preset is not None and preset not in known:
         raise InputError(
             f"the preset {preset!r}", f"one of {', '.join(known)}", "leave it out to choose one on the page"
+        )
+    if preset is not None and flow is not None:
+        raise InputError(
+            f"the preset {preset!r} beside a FLOW.json",
+            "one of them: an example is a drawn network of its own and would hide yours",
+            "leave one out; the page of a FLOW.json has the examples in its menu",
         )
     from throughtime.explorer.tasks import TASKS, described, digit_rows
 
@@ -65,16 +72,24 @@ def render(flow: dict[str, Any] | None = None, preset: str | None = None) -> str
 
 
 def save(path: Path, flow: Path | None = None, preset: str | None = None) -> None:
-    """Write the page to `path`; flow: a FLOW.json. Raises InputError: see `flowfile.read` and `render`."""
-    from throughtime.explorer.flowfile import read
+    """Write the page to `path`, whole or not at all; flow: a FLOW.json.
 
-    path.write_text(render(None if flow is None else read(flow), preset), encoding="utf-8", newline="\n")
+    Raises InputError: the output is the FLOW.json itself, or cannot be written; see also `flowfile.read` and `render`.
+    """
+    from throughtime.explorer.flowfile import read
+    from throughtime.report.files import write_whole
+
+    if flow is not None and os.path.realpath(path) == os.path.realpath(flow):
+        raise InputError(
+            f"{path} as FLOW.json and as output", "two different files", "give the page another name with -o"
+        )
+    write_whole(path, render(None if flow is None else read(flow), preset))
 
 
 def embedded(data: Any) -> str:
     """JSON that cannot end the script element it stands in, nor open a comment, whatever names and texts it holds."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for letter in "<>&\u2028\u2029":
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # in ASCII: a name may hold half a surrogate pair
+    for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
 

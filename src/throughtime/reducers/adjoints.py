@@ -9,7 +9,7 @@ from throughtime.cells.cell import split
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
-from throughtime.scaled import Scaled
+from throughtime.scaled import Scaled, power_of_two
 from throughtime.sweep import Block
 
 
@@ -30,12 +30,15 @@ class Adjoints(Reducer):
         trace = linearization.trace
         self.states = list(trace.cell.states) if len(trace.cell.states) > 1 else []
         self.sequences = Scaled.zeros(trace.batch, trace.steps)
+        self.totals = Scaled.zeros(trace.batch, trace.steps)  # Σ‖total adjoint‖²
+        self.entered = torch.zeros(trace.batch, trace.steps, dtype=torch.float64)  # by origin: the same at lag 0
         pairs = loss_pairs(linearization)
         self.sequence_pairs = pairs.flip(0).cumsum(0).flip(0)
         self.sums = {
             "squares": Scaled.zeros(trace.steps),
             "states": Scaled.zeros(len(self.states) + 1, trace.steps),
             "units": Scaled.zeros(trace.hidden_size, trace.steps),
+            "total": Scaled.zeros(trace.steps),
             "pairs": self.sequence_pairs.sum(1),
         }
 
@@ -46,8 +49,15 @@ class Adjoints(Reducer):
         self.sequences.add_at(block.lags, by_sequence, exponent)
         self._add("squares", block, by_sequence.sum(0))
         # In float64: one unit or state may lie so far below its neighbour that its square leaves float32.
-        units = block.total.double().square().sum((1, 2)).T
+        squares = block.total.double().square()
+        units = squares.sum((1, 2)).T
         self._add("units", block, units)
+        totals = squares.sum(-1)
+        self._add("total", block, units.sum(0))
+        self.totals.add_at(block.lags, totals.sum(1).T, exponent)
+        for place in (block.lags == 0).nonzero().flatten().tolist():
+            at_origin = totals[place] * power_of_two(exponent[place])
+            self.entered[:, block.origins.cpu()] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in split(block.aligned, len(self.states))]
             self._add("states", block, torch.stack([*parts, units.sum(0)]))
@@ -59,6 +69,8 @@ class Adjoints(Reducer):
 
     def join(self, one: Adjoints, other: Adjoints) -> None:
         self.sequences = one.sequences.beside(other.sequences)
+        self.totals = one.totals.beside(other.totals)
+        self.entered = torch.cat((one.entered, other.entered))
         self.sequence_pairs = torch.cat((one.sequence_pairs, other.sequence_pairs), dim=1)
 
     def finish(self) -> Adjoint:
@@ -66,11 +78,16 @@ class Adjoints(Reducer):
         count = self._count()
         names = [*self.states, "d"] if self.states else []
         states = self._log10("states")
+        entered = (
+            self.entered.flip(1).cumsum(1).flip(1).T.numpy()
+        )  # (lag, sequence): of the pairs that reach back so far
         by_sequence = 0.5 * (self.sequences.log10().T - _log10(self.sequence_pairs.double().numpy()))
         return Adjoint(
             log10_norm=0.5 * (self._log10("squares") - count),
             by_state={name: 0.5 * (states[place] - count) for place, name in enumerate(names)},
             by_sequence=by_sequence,
+            log10_arriving_total=0.5 * (self._log10("total") - _log10(entered.sum(1))),
+            arriving_by_sequence=0.5 * (self.totals.log10().T - _log10(entered)),
         )
 
     def units(self) -> np.ndarray:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from throughtime.errors import InputError
 from throughtime.report import formulas
 from throughtime.report.charts.training import training
+from throughtime.report.files import write_whole
 from throughtime.report.firstscreen import (
     WIDTHS,
     both_widths,
@@ -85,24 +83,7 @@ def save_html(report: Report, path: str | Path) -> Path:
     Raises:
         InputError: the path cannot be written. Nothing is left behind, and a file that was there stays as it was.
     """
-    path = Path(path)
-    page = render(report)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            part.write_text(page, encoding="utf-8", newline="\n")
-            os.replace(part, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
-    except OSError as error:
-        raise InputError(
-            f"an output path that cannot be written: {path} ({error.strerror or error})",
-            "a file name in a folder that exists and is writable",
-            "create the folder, or give another path",
-        ) from error
-    return path
+    return write_whole(path, render(report))
 
 
 def notebook_html(report: Report) -> str:

@@ -102,7 +102,8 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
         "adjoint": {
             "log10_norm": _list(layer.adjoint.log10_norm),
             "by_state": {name: _list(values) for name, values in layer.adjoint.by_state.items()},
-        },
+        }
+        | _arriving(layer.adjoint.log10_arriving_total),
         "parameters": [
             row for terms in layer.parameters.values() for row in (_terms(terms), *map(_terms, terms.gates.values()))
         ],
@@ -173,8 +174,13 @@ def _network(layer: LayerFlow) -> dict[str, Any]:
             "gradient": sequence.gradient.tolist(),
             "cell_gradient": None if sequence.cell_gradient is None else sequence.cell_gradient.tolist(),
             "log10_norm": _list(sequence.log10_norm),
-        },
+        }
+        | _arriving(sequence.log10_arriving_total),
     }
+
+
+def _arriving(log10: np.ndarray) -> dict[str, Any]:
+    return {} if log10.size == 0 else {"log10_arriving_total": _list(log10)}
 
 
 def _null(there: bool, field: str, reason: str) -> list[dict[str, str]]:

@@ -54,6 +54,8 @@ def _numbers(layer: LayerFlow) -> Iterator[tuple[str, Any, int]]:
     yield from ((name, getattr(layer, name), 0) for name in ("residual", "error", "cancellation", "share"))
     yield "adjoint.log10_norm", layer.adjoint.log10_norm, 0
     yield from ((f"adjoint.by_state.{name}", values, 0) for name, values in layer.adjoint.by_state.items())
+    if layer.adjoint.log10_arriving_total.size:
+        yield "adjoint.log10_arriving_total", layer.adjoint.log10_arriving_total, 0
     for top, terms, offset in (("parameters", layer.parameters, 0), ("initial_state", layer.initial_state, 1)):
         for each in terms.values():
             for row in (each, *each.gates.values()):

@@ -18,11 +18,18 @@ function log10Arriving(swept) {
   return adjoint.map((value, lag) => value - 0.5 * Math.log10(swept.entering[lag] / swept.pairs[lag]));
 }
 
+// The same on the total adjoint, of an LSTM the cell's gradient d: what the supply is drawn on.
+function log10ArrivingTotal(swept) {
+  return Float64Array.from(swept.pairs, (pairs, lag) =>
+    pairs ? 0.5 * (log10Of(swept.total[lag], swept.square.exponent[lag]) - Math.log10(swept.enteringTotal[lag])) : NaN);
+}
+
 // The mean growth of a series of log10 by lag, from lag 0 to the last that is told: nats a step, e-fold and half-life in
 // steps (negative where it grows: then the steps to grow e-fold and to double).
 function growth(log10) {
   let last = log10.length - 1;
   while (last > 0 && !Number.isFinite(log10[last])) last--;
+  if (last === 0 && log10[1] === -Infinity) last = 1; // cut at once
   const nats = last > 0 ? ((log10[last] - log10[0]) * Math.LN10) / last : NaN;
   return { last, nats, factor: Math.exp(nats), eFold: -1 / nats, halfLife: -Math.LN2 / nats, arriving: log10[last] };
 }

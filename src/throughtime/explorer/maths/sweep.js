@@ -30,12 +30,19 @@ function sweep(trace, g, gc = null, store = null) {
     pre: store?.length === first[T] * P * H ? store : new Float64Array(first[T] * P * H),
     power: new Int32Array(first[T]),
     square: { mantissa: new Float64Array(T), exponent: new Int32Array(T).fill(DEAD) },
+    total: new Float64Array(T), // Σ‖total adjoint‖², times 2^exponent of `square`
     units: new Float64Array(T * H).fill(NaN), // log10 Σ λ_j²
     entering: new Float64Array(T),
+    enteringTotal: new Float64Array(T), // as `entering`, of the total adjoint
     pairs: new Int32Array(T),
     paths: Object.fromEntries(cell.ports.map((port) => [port, new Float64Array(T).fill(NaN)])),
   };
   const entered = origins.map((t, r) => squares(rows, r * size, size));
+  const enteredTotal = origins.map((t, r) => {
+    let sum = 0;
+    for (let j = 0; j < H; j++) sum += totalAt(trace, t, rows, r * size, j) ** 2;
+    return sum;
+  });
   for (let r = 0; r < R; r++) rescale(rows, r * size, size, power, r, largest(rows, r * size, size));
   const out = room(trace, R), unit = new Float64Array(H), inner = new Float64Array(ports), steps = new Int32Array(R);
   const along = new Float64Array(H), { carry } = out;
@@ -55,6 +62,7 @@ function sweep(trace, g, gc = null, store = null) {
     for (let r = start; r < R; r++) {
       const k = steps[r], at = r * size, scale = powerOfTwo(power[r] - top), place = r - start;
       result.entering[lag] += entered[r];
+      result.enteringTotal[lag] += enteredTotal[r];
       result.power[first[lag] + place] = power[r];
       if (S === 1) {
         for (let j = 0; j < H; j++) {
@@ -77,7 +85,8 @@ function sweep(trace, g, gc = null, store = null) {
       }
       rescale(rows, at, size, power, r, peak);
     }
-    if (S === 1) for (let j = 0; j < H; j++) sum += unit[j];
+    for (let j = 0; j < H; j++) result.total[lag] += unit[j];
+    if (S === 1) sum = result.total[lag];
     for (let p = 0; p < ports; p++) whole += inner[p]; // Σ⟨λ_p, λ⟩ = ⟨λ, λ⟩
     result.pairs[lag] = live;
     result.square.mantissa[lag] = sum;

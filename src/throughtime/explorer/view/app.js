@@ -91,10 +91,21 @@ function start(data) {
       waiting = 0;
       render();
     };
-    if (cost > 120) {
+    if (slow()) computing();
+    if (cost > 120 || slow()) {
       clearTimeout(waiting);
       waiting = setTimeout(draw, 120);
     } else if (!waiting) waiting = requestAnimationFrame(draw);
+  }
+
+  // A loss at many steps of a large network takes seconds: that is said before it is done.
+  function slow() {
+    const layer = state.source === "flow" ? data.flow.layers[state.layer] : null;
+    return Boolean(layer?.network) && layer.loss_steps.length * layer.steps * layer.hidden_size ** 2 > 2e8;
+  }
+  function computing() {
+    clearTimeout(told);
+    byId("main-sentence").textContent = "Computing…";
   }
 
   let addressed = 0, told = 0;
@@ -119,7 +130,7 @@ function start(data) {
   // --- charts --------------------------------------------------------------------------------------------------------
 
   const part = (id, selector) => byId(id).querySelector(selector);
-  const say = (id, text) => (part(id, "figcaption").textContent = text);
+  const say = (id, text) => (part(id, "figcaption").textContent = frame.standIn ? `Stand-in: ${text}` : text);
   const tall = (id) => (innerWidth < 900 ? 250 : state.view !== "full" ? 232 : SECOND_ROW.includes(id) ? 214 : 262);
 
   function legend(id, all) {
@@ -175,21 +186,19 @@ function start(data) {
     const claim = byId("claim");
     claim.hidden = !preset;
     // Moved, the sentence may no longer hold; what it leaves free may move.
-    const looked = ["preset", "view", "lag", "parameter", "gate", "shown", ...(preset?.free ?? [])];
+    const looked = ["preset", "view", "lag", "shown", ...(preset?.free ?? [])];
     const moved = preset && Object.entries({ ...DEFAULTS, ...preset.state }).some(([key, value]) => !looked.includes(key) && state[key] !== value);
     if (preset) claim.replaceChildren(make("b", { textContent: `${preset.title}. ` }), moved ? "Moved from the example: Reset brings it back." : preset.sentence);
     byId("preset").value = preset ? preset.id : "";
   }
 
-  function measuredArriving(layer) {
-    const values = layer.network ? layer.network.sequence.log10_norm : layer.adjoint.log10_norm;
-    return values.map((value) => (value === null || values[0] === null ? NaN : value - values[0]));
-  }
+  // "", or over which sequences a measured number is told
+  const over = (layer) => (layer.batch === 1 ? "" : ` over the ${layer.batch} sequences`);
 
   function showSupply(full) {
-    const { layer, arriving, demand, needed } = frame;
-    const series = [{ name: layer ? "here, with the sliders" : "supply: what arrives", role: "supply", values: arriving }];
-    if (layer) series.push({ name: `measured${layer.network ? ", this sequence" : ""} (relative to lag 0)`, role: "ink", dash: DASHES[1], thin: true, values: measuredArriving(layer) });
+    const { layer, arriving, demand, needed, measured, standIn } = frame;
+    const series = [{ name: standIn ? "stand-in, with the sliders" : layer ? "here, with the sliders" : "supply: what arrives", role: "supply", values: arriving }];
+    if (layer) series.push({ name: `measured${layer.network ? ", this sequence" : over(layer)}`, role: "ink", dash: DASHES[1], thin: true, values: measured });
     const label = `Gradient that arrives, on a logarithmic axis over the lag. ${supplySentence(frame)}`;
     lags("supply", series, { log: true, needed: full ? needed : [], demand: full ? demand : null, label, height: tall("supply") + (full && demand ? 60 : 0) });
     say("supply", supplySentence(frame));
@@ -235,11 +244,11 @@ function start(data) {
       { name: "term = transport × immediate", role: "ink", values: term.log10_norm },
     ];
     const measured = layer && measuredTerms(layer, parameter, gate);
-    if (measured) series.push({ name: `measured term (${layer.batch} ${layer.batch === 1 ? "sequence" : "sequences"})`, role: "two", dash: DASHES[3], thin: true, values: measured.log10_norm });
+    if (measured) series.push({ name: `measured term${over(layer)}`, role: "two", dash: DASHES[3], thin: true, values: measured.log10_norm });
     const which = part(id, ".which"), name = symbol(state.cell, parameter, gate).split("_");
     which.innerHTML = `∂L/∂${escaped(name[0])}${name[1] ? `<sub>${escaped(name[1])}</sub>` : ""}`;
     const sentence = termsSentence(frame, term, transport) + (id === "terms" ? resetSentence(frame, term) : "");
-    const share = measured ? ` Share of lag ${frame.lag}: ${percent(term.share[frame.lag])} here, ${percent(measured.share[frame.lag] ?? NaN)} measured.` : "";
+    const share = measured ? ` Share of lag ${frame.lag}: ${percent(term.share[frame.lag])} ${frame.standIn ? "of the stand-in" : "here"}, ${percent(measured.share[frame.lag] ?? NaN)} measured${over(layer)}.` : "";
     say(id, sentence + share);
     lags(id, series, { log: true, label: `Terms by lag. ${sentence}` });
   }
@@ -259,7 +268,7 @@ function start(data) {
       ? '−1 <i style="background:linear-gradient(to right,var(--tt-against),var(--tt-panel),var(--tt-one))"></i> 1'
       : '0 <i style="background:linear-gradient(to right,var(--tt-panel),var(--tt-supply-soft),var(--tt-supply))"></i> 1';
     const of = layer?.gates[gate], at = (level) => number(of.logit_quantiles[of.levels.indexOf(level)], 2);
-    const measured = of ? ` Measured logits: median ${at(0.5)}, 90 % between ${at(0.05)} and ${at(0.95)}.` : "";
+    const measured = of ? ` Measured logits${over(layer)}: median ${at(0.5)}, 90 % between ${at(0.05)} and ${at(0.95)}.` : "";
     const sentence = gateSentence(frame, gate) + measured;
     canvas.setAttribute("aria-label", `Values of ${GATE_NAMES[gate] ?? gate} by unit and step. ${sentence}`);
     say("gates", sentence);
@@ -269,7 +278,7 @@ function start(data) {
     const { swept, trace, layer } = frame, series = [];
     trace.cell.ports.forEach((port, p) => {
       series.push({ name: port, role: roleOfPath(trace.cell, p), dash: DASHES[p], values: swept.paths[port] });
-      if (layer?.paths[port]) series.push({ name: p ? null : "thin, dotted: measured", role: roleOfPath(trace.cell, p), dash: "1 4", thin: true, values: layer.paths[port] });
+      if (layer?.paths[port]) series.push({ name: p ? null : `thin, dotted: measured${over(layer)}`, role: roleOfPath(trace.cell, p), dash: "1 4", thin: true, values: layer.paths[port] });
     });
     lags("paths", series, { log: false, range: [-0.25, 1.25], ticks: [0, 0.5, 1], label: `Share of each path by lag. ${pathsSentence(frame)}` });
     say("paths", pathsSentence(frame));
@@ -281,13 +290,13 @@ function start(data) {
     marks.push({ name: "half-life of its gradient", role: "three", shape: "dot", values: halves });
     if (layer) {
       const order = layer.hidden_size === trace.H ? layer.units : [];
-      if (order.length) marks.push({ name: "measured half-life", role: "two", shape: "ring", values: order.map((unit) => unit.half_life ?? NaN) });
+      if (order.length) marks.push({ name: `measured half-life${over(layer)}`, role: "two", shape: "ring", values: order.map((unit) => unit.half_life ?? NaN) });
     }
     legend("units", marks);
     let sentence = unitsSentence(frame);
     if (layer) {
       const known = layer.units.map((unit) => unit.timescale).filter((value) => value !== null);
-      if (known.length) sentence += ` Measured timescales: ${number(Math.min(...known), 2)} to ${steps(Math.max(...known))}.`;
+      if (known.length) sentence += ` Measured timescales${over(layer)}: ${number(Math.min(...known), 2)} to ${steps(Math.max(...known))}.`;
     }
     drawUnits(part("units", ".plot"), { count: trace.H, marks, height: tall("units"), label: sentence });
     say("units", sentence);
@@ -312,15 +321,29 @@ function start(data) {
     return make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), output, input);
   }
 
-  function choice(key, label, options, extra = {}) {
-    const id = `control-${key}`, select = make("select", { id });
-    for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
-    select.addEventListener("change", () => change({ [key]: select.value, ...extra }, { rebuild: true }));
-    outputs.push(() => (select.value = state[key]));
-    return make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), select);
+  // A list is made once and stays where it is: moved or made anew, it would lose the keyboard at each change.
+  const lists = new Map();
+  function choice(key, label, options, told = () => state[key], chosen = (value) => change({ [key]: value }, { rebuild: true })) {
+    const id = `control-${key}`;
+    if (!lists.has(id)) {
+      const select = make("select", { id });
+      for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
+      select.addEventListener("change", () => chosen(select.value));
+      lists.set(id, make("div", { className: "control" }, make("label", { htmlFor: id, textContent: label }), select));
+    }
+    const control = lists.get(id);
+    outputs.push(() => (control.lastChild.value = told()));
+    return control;
+  }
+  function place(host, controls) {
+    for (const child of [...host.children]) if (!controls.includes(child)) child.remove();
+    controls.forEach((control, i) => {
+      if (host.children[i] !== control) host.insertBefore(control, host.children[i] ?? null);
+    });
   }
 
   function build() {
+    const focused = document.activeElement?.id;
     outputs = [];
     const { cell: key } = state, cell = CELLS[key], layer = state.source === "flow" ? data.flow.layers[state.layer] : null;
     const fixed = Boolean(layer?.network), cases = layer ? [] : casesOf(key);
@@ -361,30 +384,27 @@ function start(data) {
         slider("cut", "reset at", (value) => (value ? `step ${value}` : "never")), slider("cutUnits", "units reset", (value) => `${value}`)));
     }
 
-    sequence.replaceChildren();
-    if (!layer) sequence.append(choice("cell", "Cell", Object.keys(CELL_NAMES).filter((name) => !name.endsWith("takes") && name !== "rnn-relu").map((name) => [name, CELL_NAMES[name]])));
+    const controls = [];
+    if (!layer) controls.push(choice("cell", "Cell", Object.keys(CELL_NAMES).filter((name) => !name.endsWith("takes") && name !== "rnn-relu").map((name) => [name, CELL_NAMES[name]])));
     if (data.flow) {
       const options = [["drawn", "a drawn network"], ...data.flow.layers.map((each, i) => [String(i), `measured: ${each.name}`])];
-      const select = make("select", { id: "control-source" });
-      for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
-      select.value = layer ? String(state.layer) : "drawn";
-      select.addEventListener("change", () => {
-        if (select.value === "drawn") change({ source: "drawn" }, { rebuild: true });
-        else change(atRest(Number(select.value)), { rebuild: true });
-      });
-      sequence.append(make("div", { className: "control" }, make("label", { htmlFor: select.id, textContent: "Network" }), select));
+      controls.push(choice("source", "Network", options, () => (state.source === "flow" ? String(state.layer) : "drawn"), (value) =>
+        change(value === "drawn" ? { source: "drawn" } : atRest(Number(value)), { rebuild: true })));
     }
     if (!fixed) {
-      sequence.append(choice("task", "Sequence task", data.tasks.map(({ id, title }) => [id, title])));
-      sequence.append(slider("T", "sequence length", (value) => `${value} steps`), choice("loss", "Place of the loss", [["last", "last step"], ["one", "one step"], ["every", "every step"]]));
-      if (state.loss === "one") sequence.append(slider("at", "loss at step", (value) => `${Math.min(value, state.T)}`));
+      controls.push(choice("task", "Sequence task", data.tasks.map(({ id, title }) => [id, title])));
+      controls.push(slider("T", "sequence length", (value) => `${value} steps`), choice("loss", "Place of the loss", [["last", "last step"], ["one", "one step"], ["every", "every step"]]));
+      if (state.loss === "one") controls.push(slider("at", "loss at step", (value) => `${Math.min(value, state.T)}`));
     }
-    sequence.append(slider("lag", "lag looked at", () => `${frame.lag} (step ${frame.k + 1})`));
-    if (!fixed) sequence.append(make("div", { className: "pair" }, slider("H", "units", (value) => `${value}`), slider("seed", "seed", (value) => `${value}`)));
+    controls.push(slider("lag", "lag looked at", () => `${frame.lag} (step ${frame.k + 1})`));
+    if (!fixed) controls.push(make("div", { className: "pair" }, slider("H", "units", (value) => `${value}`), slider("seed", "seed", (value) => `${value}`)));
+    place(sequence, controls);
     byId("loss-note").hidden = fixed;
 
     picks("terms", cell.gates.map((gate) => [gate, gateName(key, gate)]), "gate", parameterChoice());
     picks("gates", [...new Set([...cell.sigmoids, ...cell.gates])].map((gate) => [gate, gateName(key, gate)]), "shown");
+    // the control that was moved was made anew: the keyboard stays on it
+    if (focused) byId(focused === "all" ? "preset" : focused)?.focus();
   }
 
   function parameterChoice() {
@@ -467,7 +487,8 @@ function start(data) {
   globalThis.throughtime = api;
   for (const id of ["weights", "sequence"]) byId(id).open = innerWidth >= 900;
   build();
-  render();
+  if (slow()) schedule();
+  else render();
   return api;
 }
 

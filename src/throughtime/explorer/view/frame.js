@@ -12,13 +12,17 @@ function frameOf(state, data) {
   store = swept.pre;
   const { origins } = swept, origin = origins.length ? origins[origins.length - 1] : trace.T - 1;
   const lag = Math.min(state.lag, origin), k = origin - lag;
-  const arriving = log10Arriving(swept);
+  const arriving = log10ArrivingTotal(swept);
   const parts = jacobianPaths(trace, k);
   const { matrix, size } = wholeJacobian(trace, parts);
+  const measured = layer && measuredSupply(layer), standIn = Boolean(layer) && !recorded, headline = standIn ? measured : arriving;
   const asked = demandOf(state, layer, task, trace.T);
   return {
     state, layer, task, recorded, given, trace, swept, origin, lag, k, arriving, ...asked,
-    growth: growth(arriving),
+    standIn, measured,
+    // what the headline tells: of a measured layer without weights what was measured, never the stand-in
+    headline, growth: growth(headline),
+    reach: standIn ? layer.loss_steps.reduce((most, step) => Math.max(most, step), 0) : origin,
     transport: log10Transport(swept),
     paths: trace.cell.ports.map((port) => ({ port, matrix: parts[port], size: sizeOf(parts[port], trace.H) })),
     matrix, whole: size,
@@ -29,6 +33,14 @@ function frameOf(state, data) {
     cut: trace.drive ? Math.min(state.cut, trace.T) : 0,
     units: Math.min(state.cutUnits, trace.H),
   };
+}
+
+// log10 of what arrives by lag, as the library measured it: of the recorded sequence, without one of all of them.
+function measuredSupply(layer) {
+  const from = layer.network ? layer.network.sequence : layer.adjoint, numbers = (values) => values.map((value) => value ?? NaN);
+  if (from.log10_arriving_total) return numbers(from.log10_arriving_total);
+  const norms = numbers(layer.adjoint.by_state.d ?? from.log10_norm); // a file from before that was written: over lag 0
+  return norms.map((value) => value - norms[0]);
 }
 
 // J = Σ paths, (S·H, S·H), and its size; of an LSTM the carry path reads c and all others h.

@@ -8,13 +8,14 @@ function arrives(log10) {
   return log10 > 0.04 ? `it has grown ${fromLog10(log10)}-fold` : `${fromLog10(log10)} arrives`;
 }
 
-function growthWords({ nats, factor, halfLife, last }) {
-  if (Number.isNaN(nats)) return "There is only one step to go back.";
-  if (nats === -Infinity) return "The gradient is cut to exactly 0.";
-  if (nats > 0) return `Each step back multiplies the gradient by ${number(factor)}: it doubles in ${steps(-halfLife)}.`;
-  if (-nats * last < 0.005) return "Each step back hands the gradient on nearly whole.";
-  if (halfLife < 1) return `Each step back leaves only ${fromLog10(nats / Math.LN10)} of the gradient.`;
-  return `Each step back multiplies the gradient by ${number(factor)}: half-life ${steps(halfLife)}.`;
+function growthWords({ nats, factor, halfLife, last }, reach, what) {
+  if (reach === 0) return "The loss is at the first step: there is no step to go back.";
+  if (Number.isNaN(nats)) return "The numbers are not finite here.";
+  if (nats === -Infinity) return `Here ${what} is cut to exactly 0.`;
+  if (nats > 0) return `Each step back multiplies ${what} by ${number(factor)}: it doubles in ${steps(-halfLife)}.`;
+  if (-nats * last < 0.005) return `Each step back hands ${what} on nearly whole.`;
+  if (halfLife < 1) return `Each step back leaves only ${fromLog10(nats / Math.LN10)} of ${what}.`;
+  return `Each step back multiplies ${what} by ${number(factor)}: half-life ${steps(halfLife)}.`;
 }
 
 // The growth rate in its three forms; the mean over all lags that are told.
@@ -26,18 +27,22 @@ function rateSentence({ growth: { nats, last, eFold, halfLife } }) {
 
 // The sentence of the page, also spoken to screen readers.
 function mainSentence(frame) {
-  const { growth: grown, arriving, needed } = frame;
-  const supply = `${growthWords(grown)} At lag ${grown.last}, ${arrives(grown.arriving)}.`;
+  const { headline, growth: grown, needed, standIn, reach, trace } = frame;
+  const words = `${standIn ? "Measured: " : ""}${growthWords(grown, reach, trace.S > 1 ? "the cell's gradient d" : "the gradient")}`;
+  if (!grown.last) return words;
+  const beyond = headline[grown.last + 1] === -Infinity ? " Beyond it nothing arrives." : "";
+  const supply = `${words} At lag ${grown.last}, ${arrives(grown.arriving)}.${beyond}`;
   const there = needed.filter((lag) => lag <= grown.last);
   if (!there.length) return supply;
-  const [least, most] = [Math.min, Math.max].map((of) => of(...there.map((lag) => arriving[lag])));
+  const [least, most] = [Math.min, Math.max].map((of) => of(...there.map((lag) => headline[lag])));
   const answer = fromLog10(least) === fromLog10(most) ? arrives(least) : `${fromLog10(least)} to ${fromLog10(most)} arrives`;
   return `${supply} The loss asks for ${lagWords(needed)}: ${answer} there.`;
 }
 
-function supplySentence({ arriving, lag }) {
-  const log10 = arriving[lag];
-  return log10 > 0.04 ? `At lag ${lag} the gradient has grown ${fromLog10(log10)}-fold.` : `Of the gradient, ${arrives(log10)} at lag ${lag}.`;
+function supplySentence({ arriving, lag, trace }) {
+  const log10 = arriving[lag], d = trace.S > 1 ? ", on the cell's gradient d" : "";
+  if (!Number.isFinite(log10) && log10 !== -Infinity) return "The numbers are not finite here.";
+  return log10 > 0.04 ? `At lag ${lag} the gradient has grown ${fromLog10(log10)}-fold${d}.` : `Of the gradient, ${arrives(log10)} at lag ${lag}${d}.`;
 }
 
 function demandSentence({ demand, needed, demandSource }) {
@@ -51,7 +56,9 @@ function jacobianSentence({ k, paths, whole }) {
   return `At step ${k + 1}: ${parts}${paths.length > 1 ? `; together ${number(whole, 2)}` : ""} (identity: 1).`;
 }
 
-function termsSentence({ lag, state }, term, transport) {
+function termsSentence({ lag, state, swept }, term, transport) {
+  const lost = (at) => swept.pairs[at] > 0 && !Number.isFinite(term.log10_norm[at]) && term.log10_norm[at] !== -Infinity;
+  if (lost(0) || lost(lag) || Number.isNaN(term.norm)) return "The terms are not finite here.";
   const total = summedNorms(term.log10_norm), nearest = 10 ** term.log10_norm[0] / total;
   const at = term.log10_norm[lag], carried = transport[lag];
   const first = Number.isFinite(term.log10_norm[0]) ? `${percent(nearest)} of Σ‖term‖ is lag 0${state.loss === "every" ? "" : ", the k = t term"}, ${fromLog10(term.log10_norm[0])}` : "the k = t term is 0";
@@ -93,7 +100,8 @@ function gateSentence({ trace, state }, gate) {
 
 function unitsSentence({ scales, halves, trace }) {
   const measured = [...halves].filter((value) => !Number.isNaN(value));
-  if (Number.isNaN(scales[0])) return measured.length ? `No gate keeps the state; measured half-lives ${number(Math.min(...measured), 2)} to ${steps(Math.max(...measured))}.` : "No gate keeps the state; no unit's gradient halves here.";
+  if (trace.cell.keepGate && scales.some((value) => Number.isNaN(value))) return "The gates are not finite here.";
+  if (!trace.cell.keepGate) return measured.length ? `No gate keeps the state; measured half-lives ${number(Math.min(...measured), 2)} to ${steps(Math.max(...measured))}.` : "No gate keeps the state; no unit's gradient halves here.";
   const ratios = [...halves].map((half, j) => half / (Math.LN2 * scales[j])).filter((value) => !Number.isNaN(value)).sort((a, b) => a - b);
   const range = `By its gate alone a unit keeps ${number(Math.min(...scales), 2)} to ${steps(Math.max(...scales))} (e-fold)`;
   return ratios.length ? `${range}; its half-life, measured in ${ratios.length} of ${halves.length}, is ${number(quantile(ratios, 0.5), 2)} times what that gives (median).` : `${range}; no unit's gradient halves within the sequence.`;

@@ -20,11 +20,11 @@ const CHOICES = {
 
 // One value as it may stand: anything else, from an address that was mistyped or made up, becomes the default.
 function allowed(key, value) {
-  if (key in RANGES) {
+  if (Object.hasOwn(RANGES, key)) {
     const [low, high] = RANGES[key], number = Number(value);
     return value === "" || !Number.isFinite(number) ? DEFAULTS[key] : Math.min(high, Math.max(low, number));
   }
-  if (key in CHOICES) return CHOICES[key].includes(value) ? value : DEFAULTS[key];
+  if (Object.hasOwn(CHOICES, key)) return CHOICES[key].includes(value) ? value : DEFAULTS[key];
   return /^[\w-]{0,64}$/.test(value) ? value : DEFAULTS[key];
 }
 
@@ -42,7 +42,7 @@ function fromHash(hash, presets) {
   const given = new URLSearchParams(hash.replace(/^#/, "")), state = { ...DEFAULTS };
   const preset = presets.find((each) => each.id === given.get("preset"));
   if (preset) Object.assign(state, preset.state, { preset: preset.id });
-  for (const [key, value] of given) if (key in DEFAULTS && key !== "preset") state[key] = allowed(key, value);
+  for (const [key, value] of given) if (Object.hasOwn(DEFAULTS, key) && key !== "preset") state[key] = allowed(key, value);
   return settled(state);
 }
 
