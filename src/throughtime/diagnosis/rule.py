@@ -3,11 +3,9 @@ everything."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -19,6 +17,7 @@ from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.report import Needed
 from throughtime.errors import InputError
 from throughtime.flow import LayerFlow
+from throughtime.registry import instances
 
 SECTIONS = ("What", "Why", "Example", "Remedy", "References")
 
@@ -130,18 +129,8 @@ class Rule(ABC):
 @cache
 def registry() -> dict[str, Rule]:
     """All rules by code, in order of code: whatever stands in diagnosis/rules/."""
-    found = sorted(_rules(), key=lambda rule: rule.code)
+    found = sorted(instances("throughtime.diagnosis.rules", Rule), key=lambda rule: rule.code)
     codes = [rule.code for rule in found]
     if len(set(codes)) < len(codes):
         raise ValueError(f"two rules share a code: {codes}")
     return {rule.code: rule for rule in found}
-
-
-def _rules() -> Iterator[Rule]:
-    package = importlib.import_module("throughtime.diagnosis.rules")
-    for module in pkgutil.iter_modules(package.__path__):
-        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-        for value in vars(loaded).values():
-            own = inspect.isclass(value) and value.__module__ == loaded.__name__
-            if own and issubclass(value, Rule) and not inspect.isabstract(value):
-                yield value()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from throughtime.errors import InputError
+from throughtime.registry import instances
 
 LARGEST = 2**31
 """Bytes of all arrays together that are read of a file; a small file may claim much more."""
@@ -61,17 +59,7 @@ class Importer(ABC):
 @cache
 def registry() -> Mapping[str, Importer]:
     """All importers by name: whatever stands in importers/."""
-    return {each.name: each for each in _importers()}
-
-
-def _importers() -> Iterator[Importer]:
-    package = importlib.import_module("throughtime.importers")
-    for module in pkgutil.iter_modules(package.__path__):
-        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-        for value in vars(loaded).values():
-            own = inspect.isclass(value) and value.__module__ == loaded.__name__
-            if own and issubclass(value, Importer) and not inspect.isabstract(value):
-                yield value()
+    return {each.name: each for each in instances("throughtime.importers", Importer)}
 
 
 def of(path: str | Path) -> Importer:
