@@ -238,6 +238,7 @@ def test_what_does_not_fit_is_said(make, asked, words, tmp_path):
     with pytest.raises(tt.ThroughtimeError) as error:
         tt.load(tmp_path / "file.pt", **asked)
     assert words in str(error.value)
+    assert "do this: " in str(error.value)
 
 
 # --- ONNX --------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     found = chosen(layers(file, trust), str(file), layer)
     if found.refused:
         raise UnsupportedError(
-            f"layer {found.name!r} of {file}, {found.refused}", "one layer of a GRU, an LSTM or an RNN", ""
+            f"layer {found.name!r} of {file}, {found.refused}",
+            "one layer of a GRU, an LSTM or an RNN",
+            "choose another layer (`throughtime inspect` lists them), or record the model itself",
         )
     made = recurrent(found.arrays, read_as(found, str(file), convention))
     return Reversed(made) if found.reverse else made

@@ -78,9 +78,8 @@ class Adjoints(Reducer):
         count = self._count()
         names = [*self.states, "d"] if self.states else []
         states = self._log10("states")
-        entered = (
-            self.entered.flip(1).cumsum(1).flip(1).T.numpy()
-        )  # (lag, sequence): of the pairs that reach back so far
+        # (lag, sequence): of the pairs that reach back so far
+        entered = self.entered.flip(1).cumsum(1).flip(1).T.numpy()
         by_sequence = 0.5 * (self.sequences.log10().T - _log10(self.sequence_pairs.double().numpy()))
         return Adjoint(
             log10_norm=0.5 * (self._log10("squares") - count),
