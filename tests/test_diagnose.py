@@ -185,6 +185,19 @@ def test_batches_are_joined_as_if_they_were_one(form):
     assert joined.horizon == one.horizon
 
 
+def test_batches_of_other_lengths_are_joined_from_their_starts():
+    """Each sequence's lags end at its own start; sums over batches are those of the batches alone."""
+    short, long = batch(steps=9), batch()
+    both = tt.diagnose(made(), [short, long], summed).flow.layers["rnn"]
+    alone = [tt.diagnose(made(), [each], summed).flow.layers["rnn"] for each in (short, long)]
+    assert both.steps == alone[1].steps
+    assert both.residual < 1e-4
+    for place, layer in enumerate(alone):
+        rows = both.adjoint.by_sequence[:, place * BATCH : (place + 1) * BATCH]
+        np.testing.assert_allclose(rows[: layer.steps], layer.adjoint.by_sequence, atol=1e-5)
+        assert np.isnan(rows[layer.steps :]).all()
+
+
 def test_a_dict_is_a_batch():
     x, y = batch()
     report = tt.diagnose(
@@ -210,11 +223,10 @@ def test_a_loader_is_read_as_far_as_the_limit():
     [
         ([], "loader is empty"),
         (3, "batches of type int"),
-        ([batch(), batch(steps=9)], "9 and 14 steps"),
         ((torch.zeros(STEPS, 0, 3), torch.zeros(0, dtype=torch.long)), "an empty batch"),
         ((torch.full((STEPS, 2, 3), math.inf), torch.zeros(2, dtype=torch.long)), r"inf in the input .*\(0, 0, 0\)"),
     ],
-    ids=["none", "no batches", "lengths", "no sequences", "infinite"],
+    ids=["none", "no batches", "no sequences", "infinite"],
 )
 def test_unusable_batches(given, words):
     with pytest.raises(InputError, match=words) as caught:

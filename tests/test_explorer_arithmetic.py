@@ -96,11 +96,12 @@ def measured(layer: Recurrent, x: Tensor, initial: list, places: tuple[int, ...]
 def analysed(page: Any, key: str, trace: Any) -> dict[str, Any]:
     weights = {name: value.detach().flatten().tolist() for name, value in trace.weights.tensors().items()}
     steps, hidden = trace.steps, trace.hidden_size
-    gc = None if trace.cell_gradient is None else trace.cell_gradient.flatten().tolist()
+    at_c = trace.gradient[-1, :, hidden:]
+    gc = at_c.flatten().tolist() if at_c.any() else None
     given = {"T": steps, "D": trace.x.shape[-1], "H": hidden, "x": trace.x.flatten().tolist()}
     given |= {"initial": trace.carries[0].flatten().tolist()} | weights
     return page.evaluate(
-        ANALYSE, {"key": key, "network": given, "g": trace.gradient.detach().flatten().tolist(), "gc": gc}
+        ANALYSE, {"key": key, "network": given, "g": trace.at_output.detach().flatten().tolist(), "gc": gc}
     )
 
 
@@ -123,13 +124,12 @@ def same(got: list, expected: np.ndarray, floor: float = FLOOR) -> None:
 
 def supply_on_the_total_adjoint(layer: LayerFlow, trace: Any) -> np.ndarray:
     """By lag, from the library's norms and, of an LSTM, d[t, t] = g_t∘o_t∘tanh′(c_t) written out; log10."""
-    g = trace.gradient.detach()[:, 0]
+    g = trace.at_output.detach()[:, 0]
     if trace.cell.name == "lstm":
         w, h, c = trace.weights, *trace.carries.detach()[:, 0].split(UNITS, dim=-1)
         o = torch.sigmoid(trace.x[:, 0] @ w.weight_ih.T + h[:-1] @ w.weight_hh.T + w.bias_ih + w.bias_hh)[:, -UNITS:]
         g = g * o * (1 - torch.tanh(c[1:]) ** 2)
-        if trace.cell_gradient is not None:
-            g[-1] += trace.cell_gradient[0]
+        g[-1] += trace.gradient[-1, 0, UNITS:]
     squares = g.detach().square().sum(-1)
     mean = [squares[lag:].sum() / max(1, int((squares[lag:] > 0).sum())) for lag in range(trace.steps)]
     norms = layer.adjoint.by_state.get("d", layer.adjoint.log10_norm)

@@ -23,7 +23,7 @@ def scene(key: str, steps: int = 5, batch: int = 2, hidden: int = 3, scale: floa
     for step in x:
         carries.append(cell.step(w, step, dict.fromkeys(cell.ports, carries[-1])))
     gradient = torch.zeros(steps, batch, hidden, dtype=torch.float64)
-    return Trace("rnn", cell, w, x, torch.stack(carries), gradient, None, {}, None, torch.float64)
+    return Trace("rnn", cell, w, x, torch.stack(carries), gradient, {}, None, torch.float64)
 
 
 def truth(trace: Trace, first: int, last: int) -> Tensor:

@@ -242,7 +242,7 @@ def test_growth_beyond_float32_of_a_relu_net(losses):
     gradient = torch.zeros(steps, 2, hidden)
     gradient[-losses:] = 1.0
     trace = Trace(
-        "rnn", cell, weights, torch.zeros(steps, 2, 1), torch.stack(carries), gradient, None, {}, None, torch.float32
+        "rnn", cell, weights, torch.zeros(steps, 2, 1), torch.stack(carries), gradient, {}, None, torch.float32
     )
     told, paths, places = adjoints_of(trace, tolerance=0)
     matrix, adjoint, truth = weights.weight_hh.double(), torch.ones(hidden, dtype=torch.float64), []
@@ -263,14 +263,14 @@ def test_growth_beyond_float32_at_a_fixed_point(key, losses):
     generator = torch.Generator().manual_seed(2)
     rows = len(cell.gates) * hidden
     weights = Weights(torch.zeros(rows, 1), 4 * torch.randn(rows, hidden, generator=generator) / hidden**0.5)
-    gradient = torch.zeros(steps, 2, hidden)
-    gradient[-losses:] = torch.randn(losses, 2, hidden, generator=generator)
     carries = torch.zeros(steps + 1, 2, len(cell.states) * hidden)
+    gradient = torch.zeros(steps, 2, carries.shape[-1])
+    gradient[-losses:, :, :hidden] = torch.randn(losses, 2, hidden, generator=generator)
 
     def trace(dtype: torch.dtype) -> Trace:
         w = Weights(**{name: value.to(dtype) for name, value in weights.tensors().items()})
         x = torch.zeros(steps, 2, 1, dtype=dtype)
-        return Trace("rnn", cell, w, x, carries.to(dtype), gradient.to(dtype), None, {}, None, dtype)
+        return Trace("rnn", cell, w, x, carries.to(dtype), gradient.to(dtype), {}, None, dtype)
 
     low, low_paths, low_map = adjoints_of(trace(torch.float32), tolerance=0)
     high, high_paths, high_map = adjoints_of(trace(torch.float64), tolerance=0)

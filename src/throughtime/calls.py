@@ -189,9 +189,11 @@ def trace_of(call: Call) -> Trace:
     weights = Weights(**{name: value.to(working) for name, value in call.weights.tensors().items()})
     initial = torch.cat([state.reshape(batch, -1).to(working) for state in call.initial], dim=-1)
     got = {place for part in outputs for place in part}
-    gradient = time_first(total(outputs, 0)).clone() if 0 in got else torch.zeros_like(output)
-    if 1 in got:
-        gradient[-1] += total(outputs, 1).reshape(batch, hidden)
+    gradient = x.new_zeros(*output.shape[:2], initial.shape[-1])
+    if 0 in got:
+        gradient[..., :hidden] = time_first(total(outputs, 0))
+    for place in got - {0}:
+        gradient[-1, :, (place - 1) * hidden : place * hidden] += total(outputs, place).reshape(batch, hidden)
     starts = [f"initial{place}" for place in range(len(call.initial))]
     at_start = None
     if all(name in part for part in arguments for name in starts):
@@ -205,7 +207,6 @@ def trace_of(call: Call) -> Trace:
         x=x.contiguous(),
         carries=carries,
         gradient=gradient,
-        cell_gradient=total(outputs, 2).reshape(batch, hidden) if 2 in got else None,
         weight_gradients={name: total(arguments, name) for name in call.expected},
         initial_gradient=at_start,
         dtype=call.dtype,

@@ -54,7 +54,6 @@ def explain(
     asked = _Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
     )
-    lag = "within-layer" if len(traces) > 1 else "total"
     layers = {}
     for trace in traces:
 
@@ -63,7 +62,7 @@ def explain(
                 progress(done, of, name)
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-            layer = _layer(trace, asked, lag, tell)
+            layer = _layer(trace, asked, tell)
         limit = CONTRACT.get(trace.dtype, LOW_PRECISION)
         if strict and layer.error > limit:
             raise ResidualError(
@@ -96,7 +95,7 @@ class _Asked:
     derivative: str
 
 
-def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int], None]) -> LayerFlow:
+def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
     origins = trace.origins()
     if not origins:
@@ -124,7 +123,7 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
         tail = Tail(first, ledger.tail_share, log10, None if by_hand else asked.tolerance)
     demand = None
     if asked.demand is not None:
-        demand = measure(trace.gradient, trace.x, method=asked.demand, lengths=trace.ends())
+        demand = measure(trace.at_output, trace.x, method=asked.demand, lengths=trace.ends())
     horizon, cancellation = ledger.horizon(), ledger.cancellation()
     adjoint = adjoints.finish()
     missing = _left_out(trace, asked)
@@ -149,7 +148,7 @@ def _layer(trace: Trace, asked: _Asked, lag: str, progress: Callable[[int, int],
         hidden_size=trace.hidden_size,
         input_size=trace.x.shape[-1],
         dtype=str(trace.dtype).removeprefix("torch."),
-        lag=lag,
+        lag=trace.lag,
         loss_steps=tuple(origins),
         residual=float(np.fmax(residual, state_residual)),
         error=error,
@@ -184,12 +183,13 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
     def kept(value: torch.Tensor) -> np.ndarray:
         return value.double().cpu().numpy().copy()
 
+    others = trace.gradient[:, index, trace.at_output.shape[-1] :]
     return Sequence(
         index=index,
         inputs=kept(trace.x[:, index]),
         initial=kept(trace.carries[0, index]),
-        gradient=kept(trace.gradient[:, index]),
-        cell_gradient=None if trace.cell_gradient is None else kept(trace.cell_gradient[index]),
+        gradient=kept(trace.at_output[:, index]),
+        cell_gradient=None if not len(others) or not others[-1].any() else kept(others[-1]),
         log10_norm=adjoint.by_sequence[:, index].copy(),
         log10_arriving_total=adjoint.arriving_by_sequence[:, index].copy(),
     )

@@ -20,7 +20,7 @@ class Window:
     def __init__(self, linearization: Linearization, first: int, last: int) -> None:
         trace = linearization.trace
         self.linearization, self.trace, self.first, self.last = linearization, trace, first, last
-        self.x = trace.x[first:last]
+        self.x = linearization.inputs[first:last]
         self.before = trace.carries[first:last]
         self.after = trace.carries[first + 1 : last + 1]
 
@@ -49,6 +49,7 @@ class Linearization:
         if derivative not in ("closed", "autograd"):
             raise ValueError(f"derivative: got {derivative!r}; expected 'closed' or 'autograd'")
         self.trace, self.cell, self.derivative = trace, trace.cell, derivative
+        self.inputs = trace.x if trace.noise is None else torch.cat((trace.x, trace.noise), dim=-1)
         self._logits: Tensors = {}
         self._lack = torch.ones(trace.steps, dtype=torch.bool)  # steps whose logits have not been kept yet
 
@@ -70,10 +71,10 @@ class Linearization:
     def pre_activations(self, first: int, last: int) -> Tensors:
         """Of the steps first … last − 1, (steps, B, H) by name. Those of sigmoid gates are kept for `logits`."""
         trace = self.trace
-        pre = self.cell.pre_activations(trace.weights, trace.x[first:last], trace.carries[first:last])
+        pre = self.cell.pre_activations(trace.weights, self.inputs[first:last], trace.carries[first:last])
         for name in self.cell.sigmoids:
             if name not in self._logits:
-                self._logits[name] = trace.gradient.new_empty(trace.gradient.shape)
+                self._logits[name] = pre[name].new_empty(trace.steps, *pre[name].shape[1:])
             self._logits[name][first:last] = pre[name]
         self._lack[first:last] = False
         return pre

@@ -159,7 +159,8 @@ class Record:
                     "one call of each layer",
                     "record one training step at a time; calls that pass their state on cannot be chained yet",
                 )
-        return [replace(trace_of(call), bare=self._bare) for call in reached]
+        lag = "total" if len(reached) == 1 else "within-layer"
+        return [replace(trace_of(call), bare=self._bare, lag=lag) for call in reached]
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from throughtime.cells.cell import Cell, Weights, split
+from throughtime.cells.cell import Cell, Weights
 from throughtime.errors import InputError
 
 
@@ -78,4 +78,4 @@ def scan(layer: Recurrent, x: Tensor, initial: Tensor, weights: Weights) -> tupl
         carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
         outputs.append(cell.output(carry))
     # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
-    return torch.stack(outputs), *(state.clone() for state in split(carry, len(cell.states)))
+    return torch.stack(outputs), *(state.clone() for state in cell.split(carry))

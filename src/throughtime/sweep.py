@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Pulled, Tensors
+from throughtime.cells.cell import Pulled, Tensors, gradients_by_autograd
 from throughtime.linearize import Linearization, Window
 from throughtime.scaled import DEAD, march, power_of_two, rescale
 
@@ -87,11 +87,38 @@ class Block:
         return self.linearization.pull(self.window, self.take, self.aligned, paths)
 
     @cached_property
-    def pre(self) -> Tensor:
-        """(L, R, B, P, H): aligned adjoints of the pre-activations; in memory P comes first."""
+    def pre(self) -> tuple[Tensor, ...]:
+        """(L, R, B, P, H) for each bank: aligned adjoints of the pre-activations; in memory P comes first."""
         if self.pulled is None:
             return self._pull(paths=False).pre
-        return self._align(torch.stack([each.pre.movedim(-2, 0) for each in self.pulled], dim=1)).movedim(0, -2)
+        banks = zip(*(each.pre for each in self.pulled), strict=True)
+        return tuple(
+            self._align(torch.stack([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
+        )
+
+    def rows_by_autograd(self, rows: slice) -> list[Tensors]:
+        """For each lag, the terms of the parameters that stand in none of the cell's products, of these sequences alone.
+
+        In units of 2^common.
+        """
+        lin = self.linearization
+        names = [name for name in lin.trace.weights.tensors() if not lin.cell.blocks(name)]
+        x, before = self.take(self.window.x), self.take(self.window.before)
+        return [
+            dict(
+                zip(
+                    names,
+                    gradients_by_autograd(lin.cell, lin.trace.weights, names, *(each[:, rows] for each in at_lag)),
+                    strict=True,
+                )
+            )
+            for at_lag in zip(x, before, self.aligned, strict=True)
+        ]
+
+    @cached_property
+    def by_autograd(self) -> list[Tensors]:
+        """The same of all sequences together."""
+        return self.rows_by_autograd(slice(None))
 
     @cached_property
     def paths(self) -> Tensors:

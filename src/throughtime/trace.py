@@ -14,13 +14,15 @@ from throughtime.errors import InputError
 
 @dataclass(frozen=True)
 class Trace:
-    """One call of one layer, frozen. T steps, B sequences, D inputs, H units, S carries.
+    """One run of one layer, or of a whole stack, frozen. T steps, B sequences, D inputs, H units, C the width of the carry.
 
-    x: (T, B, D). carries: (T + 1, B, S·H), the initial one first. gradient: (T, B, H), what enters at the output of
-    each step, that of h_n included. cell_gradient: (B, (S − 1)·H), what enters at the other carries of the last step
-    (c_n), or None. weight_gradients: what autograd gave this call for each of its weights; initial_gradient: (B, S·H)
-    likewise, or None. dtype: the lowest in which the layer ran; the analysis may stand in a higher one. names: weight →
-    state_dict name. bare: whether the model is this layer itself.
+    x: (T, B, D). carries: (T + 1, B, C), the initial one first. gradient: (T, B, C), what enters at the carry of each
+    step: at the output, that of h_n included, and at the other states (c_n). weight_gradients: what autograd gave this run
+    for each of its weights; initial_gradient: (B, C) likewise, or None. dtype: the lowest in which the layer ran; the
+    analysis may stand in a higher one. names: weight → state_dict name. bare: whether the model is this layer itself.
+    lengths: (B,) steps of each sequence where they differ: what follows is padding. noise: (T, B, M), what a cell reads
+    beside its input (masks of dropout), or None. lag: "total", or "within-layer" where other layers carry the gradient
+    too. reverse: whether time runs backwards: a lag is then a number of steps ahead.
     """
 
     name: str
@@ -29,12 +31,15 @@ class Trace:
     x: Tensor
     carries: Tensor
     gradient: Tensor
-    cell_gradient: Tensor | None
     weight_gradients: Mapping[str, Tensor]
     initial_gradient: Tensor | None
     dtype: torch.dtype
     names: Mapping[str, str] = field(default_factory=dict)
     bare: bool = False
+    lengths: Tensor | None = None
+    noise: Tensor | None = None
+    lag: str = "total"
+    reverse: bool = False
 
     @property
     def steps(self) -> int:
@@ -46,43 +51,38 @@ class Trace:
 
     @property
     def hidden_size(self) -> int:
-        return self.gradient.shape[-1]
+        """Units, as the cell tells them apart."""
+        return self.cell.units(self.carries.shape[-1])
+
+    @property
+    def at_output(self) -> Tensor:
+        """(T, B, H): the part of the gradient that enters at the output."""
+        return self.cell.output(self.gradient)
 
     def origins(self) -> list[int]:
         """The steps at which any gradient enters, ascending."""
-        enters = self.gradient.abs().amax((1, 2)) != 0
-        if self.cell_gradient is not None and self.cell_gradient.ne(0).any():
-            enters[-1] = True
-        return enters.nonzero().flatten().tolist()
+        return (self.gradient.abs().amax((1, 2)) != 0).nonzero().flatten().tolist()
 
     def entering(self) -> Tensor:
         """(T,) log10 of the root mean square of ‖λ[t, t]‖ by lag, over the pairs with g ≠ 0 that this lag has (t > τ)."""
         squares = self.gradient.double().square().sum(-1)
-        if self.cell_gradient is not None:
-            squares[-1] += self.cell_gradient.double().square().sum(-1)
         summed = squares.sum(1).flip(0).cumsum(0).flip(0)
         pairs = (squares > 0).sum(1).flip(0).cumsum(0).flip(0)
         return (0.5 * torch.log10(summed / pairs)).cpu()
 
     def ends(self) -> Tensor | None:
-        """(B,) steps up to each sequence's last loss, where they differ: what follows is padding to this loss."""
+        """(B,) `lengths`, or steps up to each sequence's last loss, where they differ: the rest is padding to this loss."""
+        if self.lengths is not None:
+            return self.lengths
         enters = self.gradient.abs().amax(-1) != 0
-        if self.cell_gradient is not None:
-            enters[-1] |= self.cell_gradient.abs().amax(-1) != 0
         step = torch.arange(1, self.steps + 1, device=enters.device)[:, None]
         ends = (enters * step).amax(0)
         ends = torch.where(ends > 0, ends, self.steps).cpu()  # a sequence without a loss says nothing
         return None if (ends == ends[0]).all() else ends
 
     def rows(self, steps: list[int]) -> Tensor:
-        """λ[t, t] for these steps: (R, B, S·H)."""
-        rows = self.gradient[steps]
-        if len(self.cell.states) == 1:
-            return rows
-        others = rows.new_zeros(*rows.shape[:2], (len(self.cell.states) - 1) * self.hidden_size)
-        if self.cell_gradient is not None and steps[-1] == self.steps - 1:
-            others[-1] = self.cell_gradient
-        return torch.cat((rows, others), dim=-1)
+        """λ[t, t] for these steps: (R, B, C)."""
+        return self.gradient[steps]
 
     def check_finite(self) -> None:
         """Raise InputError that says where the first NaN or infinity stands: causes first, then what they spoil."""
@@ -90,9 +90,10 @@ class Trace:
         arrays = [("the input", "(step, sequence, feature)", self.x)]
         arrays += [(self.names.get(name, name), "index", value) for name, value in self.weights.tensors().items()]
         arrays += [("the initial state", "(sequence, unit)", self.carries[0]), ("the states", unit, self.carries[1:])]
-        arrays += [("the gradient at the output", unit, self.gradient)]
-        if self.cell_gradient is not None:
-            arrays.append(("the gradient at c_n", "(sequence, unit)", self.cell_gradient))
+        arrays += [
+            (f"the gradient at {'the output' if place == 0 else 'the state ' + state}", unit, part)
+            for place, (state, part) in enumerate(zip(self.cell.states, self.cell.split(self.gradient), strict=True))
+        ]
         given = self.weight_gradients.items()
         arrays += [(f"the gradient of {self.names.get(name, name)}", "index", value) for name, value in given]
         if self.initial_gradient is not None:
@@ -111,37 +112,50 @@ class Trace:
 
 
 def joined(traces: list[Trace]) -> Trace:
-    """Several batches of one layer, with the same weights and steps, as one: their losses are added up.
+    """Several batches of one layer, with the same weights, as one: their losses are added up.
 
-    Raises InputError where the number of steps differs.
+    Shorter ones are padded at their ends, where no gradient enters; their states stand still there.
     """
     first = traces[0]
     if len(traces) == 1:
         return first
-    lengths = sorted({trace.steps for trace in traces})
-    if len(lengths) > 1:
-        raise InputError(
-            f"batches of {' and '.join(map(str, lengths))} steps at layer '{first.name}'",
-            "batches of equally many steps",
-            "give batches of one length, or one batch",
-        )
+    steps = max(trace.steps for trace in traces)
+
+    def along(parts: list[Tensor | None], hold: bool = False) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        if len(there) < len(parts):
+            return None
+        longest = steps + hold
+        return torch.cat([_longer(part, longest, hold) for part in there], dim=1)
 
     def beside(parts: list[Tensor | None]) -> Tensor | None:
         there = [part for part in parts if part is not None]
         return torch.cat(there) if len(there) == len(parts) else None
 
-    def cell_gradient(trace: Trace) -> Tensor | None:
-        if trace.cell_gradient is not None or len(trace.cell.states) == 1:
-            return trace.cell_gradient
-        return torch.zeros_like(trace.carries[-1, :, trace.hidden_size :])
-
+    lengths = torch.cat([torch.full((t.batch,), t.steps) if t.lengths is None else t.lengths.cpu() for t in traces])
     names = [name for name in first.weight_gradients if all(name in trace.weight_gradients for trace in traces)]
+    x, carries = along([t.x for t in traces]), along([t.carries for t in traces], hold=True)
+    gradient = along([t.gradient for t in traces])
+    assert x is not None
+    assert carries is not None
+    assert gradient is not None
     return replace(
         first,
-        x=torch.cat([trace.x for trace in traces], dim=1),
-        carries=torch.cat([trace.carries for trace in traces], dim=1),
-        gradient=torch.cat([trace.gradient for trace in traces], dim=1),
-        cell_gradient=beside([cell_gradient(trace) for trace in traces]),
+        x=x,
+        carries=carries,
+        gradient=gradient,
         weight_gradients={name: torch.stack([t.weight_gradients[name] for t in traces]).sum(0) for name in names},
         initial_gradient=beside([trace.initial_gradient for trace in traces]),
+        noise=along([t.noise for t in traces]),
+        lengths=None if (lengths == steps).all() else lengths,
+    )
+
+
+def _longer(part: Tensor, steps: int, hold: bool) -> Tensor:
+    """(steps, …) from fewer: zeros after the end, or the last entry again."""
+    lacking = steps - part.shape[0]
+    if not lacking:
+        return part
+    return torch.cat(
+        (part, part[-1:].expand(lacking, *part.shape[1:]) if hold else part.new_zeros(lacking, *part.shape[1:]))
     )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from reference import STEPS, step_of
 from throughtime.cells import REGISTRY, Cell, Weights, pull_by_autograd
-from throughtime.cells.cell import split, tanh_slope
+from throughtime.cells.cell import gradients_by_autograd, split, tanh_slope
 from throughtime.recurrent import Recurrent
 
 FUSED = {
@@ -16,6 +16,15 @@ FUSED = {
     "rnn-relu": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
 }
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...], **tolerances: float) -> None:
+    """Banks of pre-activation adjoints."""
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, **tolerances)
+
+
 every_cell = pytest.mark.parametrize("key", REGISTRY)
 
 
@@ -156,7 +165,7 @@ def test_closed_form_equals_autograd_path_by_path(key, spread, hidden):
         pull_by_autograd(cell, w, x, before, adjoint),
     )
     scale = {"rtol": 1e-12, "atol": 1e-12 * max(1.0, spread)}
-    torch.testing.assert_close(closed.pre, slow.pre, **scale)
+    same(closed.pre, slow.pre, **scale)
     torch.testing.assert_close(closed.carry, slow.carry, **scale)
     assert closed.paths.keys() == slow.paths.keys() == set(cell.ports)
     for port in cell.ports:
@@ -169,7 +178,7 @@ def test_without_paths_the_pullback_is_the_same(key):
     factors, adjoint = cell.factors(w, x, before, after), torch.randn_like(after)
     told, plain = cell.pull(w, factors, adjoint), cell.pull(w, factors, adjoint, paths=False)
     assert not plain.paths
-    torch.testing.assert_close(plain.pre, told.pre, **TIGHT)
+    same(plain.pre, told.pre, **TIGHT)
     torch.testing.assert_close(plain.carry, told.carry, **TIGHT)
 
 
@@ -179,7 +188,7 @@ def test_leading_axes_are_free(key):
     factors, adjoint = cell.factors(w, x, before, after), torch.randn_like(after)
     flat = cell.pull(w, factors, adjoint)
     folded = cell.pull(w, {name: f.unflatten(0, (2, 3)) for name, f in factors.items()}, adjoint.unflatten(0, (2, 3)))
-    torch.testing.assert_close(folded.pre.flatten(0, 1), flat.pre, **TIGHT)
+    same(tuple(bank.flatten(0, 1) for bank in folded.pre), flat.pre, **TIGHT)
     torch.testing.assert_close(folded.carry.flatten(0, 1), flat.carry, **TIGHT)
     for port in cell.ports:
         torch.testing.assert_close(folded.paths[port].flatten(0, 1), flat.paths[port], **TIGHT)
@@ -195,19 +204,31 @@ def test_products_make_the_gradient_of_every_parameter(key, bias):
     forward = by_reference(key, cell, Weights(**leaves), x, dict.fromkeys(cell.ports, before))
     truth = dict(zip(leaves, torch.autograd.grad(forward, list(leaves.values()), adjoint), strict=True))
     factors = cell.factors(w, x, before, after)
-    pre, operands = cell.pull(w, factors, adjoint).pre, cell.operands(factors, x, before)
+    banks, operands = cell.pull(w, factors, adjoint).pre, cell.operands(factors, x, before)
+    pre = {
+        name: bank[:, place] for names, bank in zip(cell.banks, banks, strict=True) for place, name in enumerate(names)
+    }
     seen: dict[str, set[str]] = {}
     for product in cell.products:
         if product.parameter not in truth:
             continue
-        blocks = truth[product.parameter].unflatten(0, (len(cell.gates), -1))
+        gates = cell.blocks(product.parameter)
+        blocks = truth[product.parameter].unflatten(0, (len(gates), -1))
         for gate, name in zip(product.gates, product.pre, strict=True):
-            p = pre[:, cell.pre.index(name)]
-            made = p.sum(0) if product.operand == "1" else p.T @ operands[product.operand]
-            torch.testing.assert_close(made, blocks[cell.gates.index(gate)], **TIGHT)
+            p = pre[name]
+            if product.operand == "1":
+                made = p.sum(0)
+            else:
+                x_or_h = operands[product.operand]
+                made = (p * x_or_h).sum(0) if product.elementwise else p.T @ x_or_h
+            torch.testing.assert_close(made, blocks[gates.index(gate)], **TIGHT)
             assert gate not in seen.setdefault(product.parameter, set()), "a block made twice"
             seen[product.parameter].add(gate)
-    assert seen == {name: set(cell.gates) for name in truth}
+    assert seen == {name: set(cell.blocks(name)) for name in truth if cell.blocks(name)}
+    rest = [name for name in truth if not cell.blocks(name)]
+    by_autograd = gradients_by_autograd(cell, w, rest, x, before, adjoint) if rest else []
+    for name, made in zip(rest, by_autograd, strict=True):
+        torch.testing.assert_close(made, truth[name], **TIGHT)
 
 
 @every_cell
@@ -237,7 +258,7 @@ def test_saturated_gates_in_float32(key):
         pull_by_autograd(cell, w, x, before, adjoint),
     )
     scale = float(slow.carry.abs().max()) + 1
-    torch.testing.assert_close(closed.pre, slow.pre, rtol=1e-5, atol=1e-5)
+    same(closed.pre, slow.pre, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(closed.carry, slow.carry, rtol=1e-5, atol=1e-5 * scale)
 
 

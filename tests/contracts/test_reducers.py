@@ -82,16 +82,16 @@ def trace_of(key: str, pattern: str, steps: int = 7, batch: int = 5, dtype: torc
     output = torch.stack([cell.output(carry) for carry in carries[1:]])
     g = direct(pattern, output.detach())
     value = (g * output).sum()
-    at_cell = None
+    gradient = torch.cat((g, g.new_zeros(*g.shape[:2], initial.shape[-1] - hidden)), dim=-1)
     if len(cell.states) > 1 and pattern == "last":
         last = carries[-1][:, hidden:]
-        at_cell = torch.sin(last).detach()
-        value = value + (at_cell * last).sum()
+        gradient[-1, :, hidden:] = torch.sin(last).detach()
+        value = value + (gradient[-1, :, hidden:] * last).sum()
     tensors = weights.tensors()
     *grads, at_start = torch.autograd.grad(value, [*tensors.values(), initial])
     plain = Weights(**{name: tensor.detach() for name, tensor in tensors.items()})
     given = dict(zip(tensors, grads, strict=True))
-    return Trace("rnn", cell, plain, x, torch.stack(carries).detach(), g, at_cell, given, at_start, dtype)
+    return Trace("rnn", cell, plain, x, torch.stack(carries).detach(), gradient, given, at_start, dtype)
 
 
 def part(trace: Trace, at: slice) -> Trace:
@@ -101,7 +101,6 @@ def part(trace: Trace, at: slice) -> Trace:
         x=trace.x[:, at],
         carries=trace.carries[:, at],
         gradient=trace.gradient[:, at],
-        cell_gradient=None if trace.cell_gradient is None else trace.cell_gradient[at],
         initial_gradient=None if trace.initial_gradient is None else trace.initial_gradient[at],
     )
 

@@ -96,6 +96,6 @@ class GRU(Cell):
         by_gate = back_through(pre[..., :3, :], w.weight_hh.view(3, -1, adjoint.shape[-1]))
         carry = by_gate.sum(0).add_(kept)
         if not paths:
-            return Pulled(pre, carry, {})
+            return Pulled((pre,), carry, {})
         reset, update, candidate = by_gate.unbind()
-        return Pulled(pre, carry, {"carry": kept, "update": update, "candidate": candidate, "reset": reset})
+        return Pulled((pre,), carry, {"carry": kept, "update": update, "candidate": candidate, "reset": reset})

@@ -88,7 +88,7 @@ class GRUResetBefore(Cell):
         kept, candidate = adjoint * factors["keep"], at_product * factors["r"]
         update, reset = p_z @ w_z, p_r @ w_r
         parts = {"carry": kept, "update": update, "candidate": candidate, "reset": reset} if paths else {}
-        return Pulled(stack_gates((p_r, p_z, p_n)), kept + candidate + update + reset, parts)
+        return Pulled((stack_gates((p_r, p_z, p_n)),), kept + candidate + update + reset, parts)
 
     def operands(self, factors: Tensors, x: Tensor, before: Tensor) -> Tensors:
         return {"x": x, "h": before, "rh": factors["r"] * before}

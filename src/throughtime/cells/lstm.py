@@ -104,9 +104,12 @@ class LSTM(Cell):
         kept = d * factors["keep"]
         by_gate = back_through(pre, w.weight_hh.unflatten(0, (4, -1)))
         if not paths:
-            return Pulled(pre, torch.cat((by_gate.sum(0), kept), dim=-1), {})
+            return Pulled((pre,), torch.cat((by_gate.sum(0), kept), dim=-1), {})
         parts = {"carry": kept, **dict(zip(("input", "forget", "candidate", "output"), by_gate, strict=True))}
-        return Pulled(pre, torch.cat((by_gate.sum(0), kept), dim=-1), parts)
+        return Pulled((pre,), torch.cat((by_gate.sum(0), kept), dim=-1), parts)
+
+    def units(self, carry_size: int) -> int:
+        return carry_size // 2
 
     def total(self, adjoint: Tensor, factors: Tensors) -> Tensor:
         at_h, at_c = split(adjoint, 2)

@@ -43,4 +43,4 @@ class RNN(Cell):
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         pre = adjoint * factors["slope"]
         carry = pre @ w.weight_hh
-        return Pulled(pre.unsqueeze(-2), carry, {"recurrent": carry} if paths else {})
+        return Pulled((pre.unsqueeze(-2),), carry, {"recurrent": carry} if paths else {})

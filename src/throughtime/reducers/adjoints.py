@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from throughtime.cells.cell import split
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
@@ -16,10 +15,7 @@ from throughtime.sweep import Block
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
     """(T, B) bool: the pairs (t, b) at which a gradient enters."""
     trace = linearization.trace
-    pairs = trace.gradient.abs().amax(-1) != 0
-    if trace.cell_gradient is not None:
-        pairs[-1] |= trace.cell_gradient.ne(0).any(-1)
-    return pairs.cpu()
+    return (trace.gradient.abs().amax(-1) != 0).cpu()
 
 
 class Adjoints(Reducer):
@@ -59,7 +55,7 @@ class Adjoints(Reducer):
             at_origin = totals[place] * power_of_two(exponent[place])
             self.entered[:, block.origins.cpu()] += at_origin.T.detach().cpu()
         if self.states:
-            parts = [part.double().square().sum((1, 2, 3)) for part in split(block.aligned, len(self.states))]
+            parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
             self._add("states", block, torch.stack([*parts, units.sum(0)]))
 
     def _add(self, name: str, block: Block, value: torch.Tensor) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import split
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
@@ -54,22 +53,22 @@ class InitialState(Reducer):
         }
         whole = torch.stack([a.double() * power_of_two(e).unsqueeze(-1) for a, e in parts]).sum(0)
         terms, residuals = {}, []
-        count = len(trace.cell.states)
+        split = trace.cell.split
         for place, state in enumerate(trace.cell.states):
             name = f"{trace.name}.{state}_0"
-            total = split(whole, count)[place]
+            total = split(whole)[place]
             share, norm = np.full(trace.steps, np.nan), np.full(trace.steps, np.nan)
             for lag, value in values.items():
                 adjoint, power = self.told[lag]
-                part = split(adjoint, count)[place].double()
-                inner = float((split(value, count)[place] * total).sum())
+                part = split(adjoint)[place].double()
+                inner = float((split(value)[place] * total).sum())
                 share[lag - 1] = inner / float(total.square().sum()) if inner else 0.0
                 top = int(power.max())
                 size = float((part * power_of_two(power - top).unsqueeze(-1)).norm())
                 norm[lag - 1] = np.log10(size) + top * np.log10(2) if size else -np.inf
             residual = float("nan")
             if given is not None:
-                truth = split(given, count)[place].double()
+                truth = split(given)[place].double()
                 off, size = float((total - truth).norm()), float(truth.norm())
                 residual = 0.0 if off == 0 else off / size if size else float("inf")
                 residuals.append(residual)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization, Window
-from throughtime.reducers.products import entries, grouped, operand, outer, pre_first, term_squares
+from throughtime.reducers.products import entries, grouped, outer, pre_first, term_squares
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.scaled import EMPTY, Scaled, power_of_two
@@ -41,16 +41,15 @@ class Ledger(Reducer):
         trace = linearization.trace
         self.rows = entries(linearization)
         self.reference, self.keep_terms = dict(reference), keep_terms
-        gates = len(linearization.cell.gates)
-        self.groups = grouped(self.rows)
-        self.blocks = [group.of(reference[group.parameter], gates) for group in self.groups]
+        self.groups = grouped(linearization)
+        self.blocks = [group.of(reference[group.parameter]) for group in self.groups]
         # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
         # a gradient of 1e-30 leave float32.
         self.unit = _exponent(self.blocks)
         self.blocks = [block * 2.0**-self.unit for block in self.blocks]
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.rest = Remainder(self.blocks, self.squares, trace.steps, bias == "all", levels, exact=keep_terms)
-        self.cached: tuple[Window, list[Tensor]] | None = None
+        self.cached: tuple[Window, list[Tensor | None]] | None = None
         count = len(self.rows)
         self.sums = {
             "inner": torch.zeros(count, trace.steps, dtype=torch.float64),
@@ -63,26 +62,30 @@ class Ledger(Reducer):
 
     def _inner(self, block: Block) -> Tensor:
         """⟨G(τ), G⟩ of each row (rows, L), in units of 2^common."""
-        if self.cached is None or self.cached[0] is not block.window:
+        projections = self.cached[1] if self.cached and self.cached[0] is block.window else None
+        if projections is None:
             ops = block.window.operands
-            projected = [
-                g[..., 0] if group.operand == "1" else ops[group.operand].flatten(0, 1) @ g.mT
+            projections = [
+                ops[group.operand].flatten(0, 1) @ g.mT if group.operand in ops and not group.elementwise else None
                 for group, g in zip(self.groups, self.blocks, strict=True)
             ]
-            self.cached = block.window, projected
-        pre, steps, out = pre_first(block), block.window.last - block.window.first, []
-        summed = pre.sum(2)
-        for group, projected in zip(self.groups, self.cached[1], strict=True):
-            if group.operand == "1":
-                out.append((group.pre(summed) @ projected.unsqueeze(-1)).squeeze(-1))
-            else:
+            self.cached = block.window, projections
+        steps, out = block.window.last - block.window.first, []
+        summed = {bank: pre_first(block, bank).sum(2) for bank in range(len(block.pre))}
+        for group, g, projected in zip(self.groups, self.blocks, projections, strict=True):
+            if projected is not None:
                 taken = block.take(projected.unflatten(1, (steps, -1)), axis=1).flatten(2, 3)
-                out.append((group.pre(pre) * taken).sum((2, 3)))
+                out.append((group.factors(block)[0] * taken).sum((2, 3)))
+            else:
+                own = summed[group.bank][group.places] if group.operand == "1" else group.factors(block)[0].sum(2)
+                out.append((own @ g).squeeze(-1))
         return torch.cat(out).double()
 
-    def _pre(self, block: Block) -> Tensor:
-        """Adjoints of the pre-activations (P, L, R·B, H) in units of 2^unit."""
-        return pre_first(block) * power_of_two(block.common - self.unit, block.pre.dtype)[:, None, None]
+    def _factors(self, block: Block) -> tuple[list[Tensor], list[Tensor | None]]:
+        """`Blocks.factors` of each group, p in units of 2^unit."""
+        made = [group.factors(block) for group in self.groups]
+        scale = power_of_two(block.common - self.unit, self.blocks[0].dtype)[:, None, None]
+        return [p * scale for p, _ in made], [x for _, x in made]
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
@@ -97,9 +100,7 @@ class Ledger(Reducer):
         """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: sizes (rows, L) are ‖G(τ)‖ of each row."""
         if self.rest.nothing(lags, sizes):
             return
-        pre = self._pre(block)
-        ps = [group.pre(pre) for group in self.groups]
-        xs = [operand(block, group.operand) for group in self.groups]
+        ps, xs = self._factors(block)
         if self.keep_terms:
             terms = self.tensor("terms")
             made = [outer(p, x).transpose(0, 1).flatten(1) for p, x in zip(ps, xs, strict=True)]
@@ -111,10 +112,10 @@ class Ledger(Reducer):
         inner += (self._inner(block) * power_of_two(block.common - self.unit)).sum(1).cpu()
         if self.tails is None:
             self.tails = [torch.zeros_like(part) for part in self.blocks]
-        pre, terms = self._pre(block), []
-        for group in self.groups:
-            x = operand(block, group.operand)
-            terms.append(outer(group.pre(pre).flatten(1, 2), None if x is None else x.flatten(0, 1)))
+        terms = [
+            outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1))
+            for p, x in zip(*self._factors(block), strict=True)
+        ]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
 
@@ -153,10 +154,8 @@ class Ledger(Reducer):
     def total(self) -> dict[str, Tensor]:
         """Σ_τ G(τ) by parameter: what the terms add up to."""
         sums = {name: torch.zeros_like(value) for name, value in self.reference.items()}
-        gates = len(self.linearization.cell.gates)
         for group, block, left in zip(self.groups, self.blocks, self.rest.left, strict=True):
-            places = sums[group.parameter].unflatten(0, (gates, -1))
-            places[group.indices] = ((block - left) * 2.0**self.unit).reshape(places[group.indices].shape)
+            group.put((block - left) * 2.0**self.unit, sums[group.parameter])
         return sums
 
     def share(self) -> np.ndarray:
@@ -204,22 +203,24 @@ class Ledger(Reducer):
         given: what autograd gave, by parameter. A parameter that it lacks has no residual.
         """
         inner = self.tensor("inner")
-        gates, names, totals = self.linearization.cell.gates, self.linearization.trace.names, self.total()
+        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self.total()
         parameters, residuals, errors = {}, [], []
         for parameter in dict.fromkeys(row.parameter for row in self.rows):
             at = [place for place, row in enumerate(self.rows) if row.parameter == parameter]
             off = given[parameter] - totals[parameter] if parameter in given else None
-            blocks = {}
+            blocks, stacked = {}, max(1, len(cell.blocks(parameter)))
             for place in at:
                 row = self.rows[place]
                 left, whole = torch.full((), torch.nan), torch.ones(())
                 if off is not None:
-                    left = off.unflatten(0, (len(gates), -1))[row.index].double().norm()
-                    whole = given[parameter].unflatten(0, (len(gates), -1))[row.index].double().norm()
+                    left = off.reshape(stacked, -1)[row.index].double().norm()
+                    whole = given[parameter].reshape(stacked, -1)[row.index].double().norm()
                 residuals.append(_ratio(float(left), float(whole)))
-                blocks[row.gate] = Terms(
+                if row.gate is None:
+                    continue
+                blocks[row.index] = Terms(
                     name=names.get(parameter, parameter),
-                    gate=row.gate,
+                    gate=row.gate.rpartition(".")[2],  # of a stack's cell without the layer's name
                     share=_cut(_over(inner[place], self.squares[place]), tail_from),
                     log10_norm=_cut(0.5 * self.norms.rows([place]).log10()[0], tail_from),
                     residual=residuals[-1],
@@ -239,7 +240,7 @@ class Ledger(Reducer):
                 share=_cut(_over(inner[at].sum(0), self.squares[at].sum()), tail_from),
                 log10_norm=_cut(0.5 * sizes.log10(), tail_from),
                 residual=residual,
-                gates=dict(sorted(blocks.items(), key=lambda item: gates.index(item[0]))),
+                gates={block.gate: block for _, block in sorted(blocks.items())},
             )
         told = [value for value in residuals if not np.isnan(value)]
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))

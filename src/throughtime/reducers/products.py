@@ -1,7 +1,9 @@
-"""The terms of the ledger: every gate block of every parameter as a product of pre-activation adjoints with an operand.
+"""The terms of the ledger: every gate block of every parameter as a product of row factors, Σ p ⊗ x.
 
-G(τ) of a block is Σ p ⊗ operand over all rows, p the adjoint of its pre-activation. Its norm is a sum of two Gram matrices, so
-that no array of the weight's size is needed where the rows are few.
+Of a stacked weight, p is the adjoint of a block's pre-activation and x the operand; of a bias there is no x; of an elementwise
+parameter p is multiplied by the operand first. G(τ) is the sum over all rows, and its norm is a sum of two Gram matrices, so
+that no array of the weight's size is needed where the rows are few. A parameter that stands in no product has its terms from
+autograd: one row a lag, which is the term itself.
 """
 
 from __future__ import annotations
@@ -15,26 +17,95 @@ from torch import Tensor
 from throughtime.linearize import Linearization
 from throughtime.sweep import Block
 
+AUTOGRAD = "autograd"  # the operand of parameters that stand in no product
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One gate block of one parameter: row of the ledger. place: of its pre-activation; gate: of its rows."""
+    """One gate block of one parameter, a row of the ledger. bank, place: of its pre-activation; index: of its block.
+
+    gate: None for a parameter whose blocks are not told apart.
+    """
 
     parameter: str
-    gate: str
+    gate: str | None
     operand: str
-    place: int
-    index: int
+    bank: int = 0
+    place: int = 0
+    index: int = 0
+    elementwise: bool = False
 
 
 def entries(linearization: Linearization) -> list[Entry]:
     """The rows of the ledger, in the order of the cell's products; parameters that the layer lacks are left out."""
     cell, there = linearization.cell, linearization.trace.weights.tensors()
-    return [
-        Entry(product.parameter, gate, product.operand, cell.pre.index(pre), cell.gates.index(gate))
+    place = {name: (bank, at) for bank, names in enumerate(cell.banks) for at, name in enumerate(names)}
+    made = [
+        Entry(
+            product.parameter,
+            gate,
+            product.operand,
+            *place[pre],
+            cell.blocks(product.parameter).index(gate),
+            product.elementwise,
+        )
         for product in cell.products
         if product.parameter in there
         for gate, pre in zip(product.gates, product.pre, strict=True)
+    ]
+    told = {row.parameter for row in made}
+    return made + [Entry(name, None, AUTOGRAD) for name in there if name not in told]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Gate blocks of one parameter that share operand and bank: ledger rows that follow each other.
+
+    count: of the blocks that the parameter stacks. places, indices: see `Entry`.
+    """
+
+    parameter: str
+    operand: str
+    bank: int
+    elementwise: bool
+    count: int
+    places: list[int]
+    indices: list[int]
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """These blocks of a parameter: (K, H, width); width 1 where there is no operand to multiply with."""
+        if self.operand == AUTOGRAD:
+            return parameter.reshape(1, -1, 1)
+        blocks = parameter.unflatten(0, (self.count, -1))[self.indices]
+        return blocks if blocks.ndim == 3 else blocks.unsqueeze(-1)
+
+    def put(self, blocks: Tensor, parameter: Tensor) -> None:
+        """Write blocks, as `of` gives them, to where they stand in the parameter."""
+        if self.operand == AUTOGRAD:
+            parameter.copy_(blocks.reshape(parameter.shape))
+        else:
+            places = parameter.unflatten(0, (self.count, -1))
+            places[self.indices] = blocks.reshape(places[self.indices].shape)
+
+    def factors(self, block: Block) -> tuple[Tensor, Tensor | None]:
+        """p (K, L, N, H) and x (L, N, width), or None: G(τ) = Σ_N p ⊗ x, in units of 2^common."""
+        if self.operand == AUTOGRAD:
+            return _by_autograd(block, self.parameter), None
+        pre = pre_first(block, self.bank)
+        first, last = self.places[0], self.places[-1] + 1
+        side_by_side = self.places == list(range(first, last))
+        p = pre[first:last] if side_by_side else pre[self.places]  # without a copy where they lie side by side
+        x = operand(block, self.operand)
+        return (p * x, None) if self.elementwise and x is not None else (p, x)
+
+
+def grouped(linearization: Linearization) -> list[Blocks]:
+    """The rows of `entries` by parameter, operand and bank, so that one matrix product serves all of their gates."""
+    alike = groupby(entries(linearization), lambda row: (row.parameter, row.operand, row.bank, row.elementwise))
+    return [
+        Blocks(*key, len(linearization.cell.blocks(key[0])) or 1, [r.place for r in group], [r.index for r in group])
+        for key, each in alike
+        for group in [list(each)]
     ]
 
 
@@ -51,56 +122,32 @@ def outer(p: Tensor, x: Tensor | None) -> Tensor:
     return p.sum(-2).unsqueeze(-1) if x is None else p.mT @ x
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """All gate blocks of one parameter with one operand: ledger rows that follow each other. places, indices: `Entry`."""
-
-    parameter: str
-    operand: str
-    places: list[int]
-    indices: list[int]
-
-    def of(self, parameter: Tensor, gates: int) -> Tensor:
-        """These blocks of a parameter: (K, H, width); width 1 for a bias."""
-        blocks = parameter.unflatten(0, (gates, -1))[self.indices]
-        return blocks if blocks.ndim == 3 else blocks.unsqueeze(-1)
-
-    def pre(self, block_pre: Tensor) -> Tensor:
-        """Their pre-activations of (P, …): (K, …), without a copy where they lie side by side."""
-        first, last = self.places[0], self.places[-1] + 1
-        side_by_side = self.places == list(range(first, last))
-        return block_pre[first:last] if side_by_side else block_pre[self.places]
-
-
-def grouped(rows: list[Entry]) -> list[Blocks]:
-    """Ledger rows by parameter and operand, so that one matrix product serves all of their gates."""
-    return [
-        Blocks(parameter, name, [row.place for row in group], [row.index for row in group])
-        for (parameter, name), each in groupby(rows, lambda row: (row.parameter, row.operand))
-        for group in [list(each)]
-    ]
-
-
-def pre_first(block: Block) -> Tensor:
+def pre_first(block: Block, bank: int = 0) -> Tensor:
     """The block's pre-activation adjoints as (P, L, R·B, H)."""
-    return block.pre.movedim(-2, 0).flatten(2, 3)
+    return block.pre[bank].movedim(-2, 0).flatten(2, 3)
+
+
+def _by_autograd(block: Block, name: str) -> Tensor:
+    """(1, L, 1, numbers of the parameter): its term at each lag."""
+    return torch.stack([terms[name].flatten() for terms in block.by_autograd])[None, :, None]
 
 
 def term_squares(block: Block, groups: list[Blocks]) -> Tensor:
     """‖G(τ)‖² of each ledger row (rows, L), in units of 4^common."""
-    pre = pre_first(block)
-    rows, hidden = pre.shape[2:]
     grams: dict[str, Tensor] = {}
-    pre_grams = None
+    pre_grams: dict[int, Tensor] = {}
     out = []
     for group in groups:
-        x = operand(block, group.operand)
-        if x is not None and rows <= (hidden * x.shape[2]) // (hidden + x.shape[2]) + 1:
-            if pre_grams is None:
-                pre_grams = pre @ pre.mT
-            if group.operand not in grams:
-                grams[group.operand] = x @ x.mT
-            out.append((group.pre(pre_grams) * grams[group.operand]).sum((2, 3)).clamp_min(0))
-        else:
-            out.append(outer(group.pre(pre), x).square().sum((2, 3)))
+        p, x = group.factors(block)
+        rows, hidden = p.shape[2:]
+        if x is None or rows > (hidden * x.shape[2]) // (hidden + x.shape[2]) + 1:
+            out.append(outer(p, x).square().sum((2, 3)))
+            continue
+        if group.bank not in pre_grams:
+            pre = pre_first(block, group.bank)
+            pre_grams[group.bank] = pre @ pre.mT
+        if group.operand not in grams:
+            grams[group.operand] = x @ x.mT
+        own = pre_grams[group.bank][group.places]
+        out.append((own * grams[group.operand]).sum((2, 3)).clamp_min(0))
     return torch.cat(out)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from throughtime.linearize import Linearization
-from throughtime.reducers.products import Entry, entries, operand, outer
+from throughtime.reducers.products import AUTOGRAD, Blocks, grouped, outer
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled
 from throughtime.sweep import Block
@@ -18,13 +18,13 @@ class SignalToNoise(Reducer):
 
     def __init__(self, linearization: Linearization) -> None:
         super().__init__(linearization)
-        self.rows = entries(linearization)
+        self.groups = grouped(linearization)
         trace = linearization.trace
         self.sums = {"single": Scaled.zeros(trace.steps), "sequences": torch.tensor(trace.batch)}
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        self.scaled("single").add_at(block.lags, sequence_squares(block, self.rows), 2 * block.common)
+        self.scaled("single").add_at(block.lags, sequence_squares(block, self.groups), 2 * block.common)
 
     def finish(self, norms: Scaled) -> np.ndarray:
         """(T,) from the ledger's ‖G(τ)‖² (rows, T); NaN at B = 1 and where all sequences have the same term."""
@@ -38,20 +38,26 @@ class SignalToNoise(Reducer):
             return np.where(noise > 1e-12, (spread / batch**2 - noise) / noise, np.nan)
 
 
-def sequence_squares(block: Block, rows: list[Entry]) -> Tensor:
+def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
     """Σ_b ‖G_b(τ)‖² over all ledger rows, (L,), in units of 4^common."""
     lags, count, batch = block.adjoint.shape[:3]
     total = torch.zeros(lags, dtype=torch.float64)
-    for row in rows:
-        p = block.pre[..., row.place, :].transpose(1, 2)  # (L, B, R, H)
-        x = operand(block, row.operand)
+    for group in groups:
+        if group.operand == AUTOGRAD:
+            continue
+        p, x = group.factors(block)
+        p = p.unflatten(2, (count, batch)).transpose(2, 3)  # (K, L, B, R, H)
         if x is not None:
             x = x.unflatten(1, (count, batch)).transpose(1, 2)
         if count == 1:
-            squares = p.square().sum((2, 3)) * (1 if x is None else x.square().sum((2, 3)))
-        elif x is not None and count <= (p.shape[3] * x.shape[3]) // (p.shape[3] + x.shape[3]):
-            squares = ((p @ p.mT) * (x @ x.mT)).sum((2, 3))
+            squares = p.square().sum((3, 4)) * (1 if x is None else x.square().sum((2, 3)))
+        elif x is not None and count <= (p.shape[4] * x.shape[3]) // (p.shape[4] + x.shape[3]):
+            squares = ((p @ p.mT) * (x @ x.mT)).sum((3, 4))
         else:
-            squares = outer(p, x).square().sum((2, 3))
-        total += squares.sum(1).double().cpu()
+            squares = outer(p, x).square().sum((3, 4))
+        total += squares.sum((0, 2)).double().cpu()
+    if any(group.operand == AUTOGRAD for group in groups):
+        for sequence in range(batch):
+            alone = block.rows_by_autograd(slice(sequence, sequence + 1))
+            total += torch.tensor([sum(float(g.double().square().sum()) for g in terms.values()) for terms in alone])
     return total
