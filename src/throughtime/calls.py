@@ -19,21 +19,56 @@ from torch.autograd import Variable
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.cells.cell import Cell, Weights
+from throughtime.cells.cell import Cell, Tensors
 from throughtime.errors import InputError, RecordError, UnsupportedError
-from throughtime.trace import Trace
-
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 Edge = tuple[Node | None, int]
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a call's arrays are laid out. cell: of every layer and direction. batch_sizes: of a packed batch, by step.
+
+    single: the call is one step, x (B, D), and its results are the new states. function: of torch, with which a layer of
+    a stack can be run again.
+    """
+
+    cell: Cell
+    layers: int = 1
+    directions: int = 1
+    batch_first: bool = False
+    batch_sizes: Tensor | None = None
+    single: bool = False
+    function: Any = None
+
+    def name(self, parameter: str, layer: int = 0, direction: int = 0) -> str:
+        """A weight's name in the module's state_dict."""
+        return parameter if self.single else f"{parameter}_l{layer}{'_reverse' if direction else ''}"
+
+    def weights(self, given: Tensors, layer: int = 0, direction: int = 0) -> Tensors:
+        """Those of one layer and direction, by the cell's own names."""
+        end = self.name("", layer, direction)
+        return {name.removesuffix(end): value for name, value in given.items() if name.endswith(end)}
+
+
+@dataclass
+class Shared:
+    """What calls of one layer have in common: copies of the weights, and what each backward pass gave them in all."""
+
+    weights: Tensors
+    sums: dict[int, Tensors] = field(default_factory=dict)
+
+
 @dataclass
 class Pass:
-    """What one backward pass gave a call: by output place (the output, then the last states) and by argument."""
+    """What one backward pass gave a call: by place of the result, and by place of the initial state.
+
+    inner: by place of a result, what another result of the same call sends to it (in an LSTM's step h is made of c).
+    """
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
-    arguments: dict[str, Tensor] = field(default_factory=dict)
+    inner: dict[int, Tensor] = field(default_factory=dict)
+    initial: dict[int, Tensor] = field(default_factory=dict)
     second_order: bool = False
     batched: bool = False
     finished: bool = False
@@ -42,24 +77,33 @@ class Pass:
         self.finished = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of one layer: copies of what it ran with, and the passes that came back to it.
 
     x: the layer's own input until the block ends, then a copy. version: that of x when the call was made, None once x
-    is a copy. dtype: the lowest precision it ran in. expected: the weights that take a gradient.
+    is a copy. results: copies of the output, or of a single step's states. dtype: the lowest precision it ran in.
+    expected: the weights that take a gradient. masks: of the dropout between layers, in the call's own layout.
+    ends: the edges of the states that it made, until the block ends; told: whether the gradients at the given ones can
+    be read. follows: the call whose states it was given, and between: for each state, what it was multiplied by on the way.
+    external: by place of a state, the gradient that reaches it through what feeds later inputs of the layer.
     """
 
     layer: str
-    cell: Cell
-    batch_first: bool
+    form: Form
     x: Tensor
     version: int | None
     initial: list[Tensor]
-    weights: Weights
-    output: Tensor
+    shared: Shared
+    results: list[Tensor]
     dtype: torch.dtype
     expected: list[str]
+    masks: list[Tensor] = field(default_factory=list)
+    ends: list[Edge] = field(default_factory=list)
+    told: bool = True
+    follows: Call | None = None
+    between: list[Tensor] = field(default_factory=list)
+    external: dict[int, Tensor] = field(default_factory=dict)
     passes: dict[int, Pass] = field(default_factory=dict)
 
     def receive(self, grad: Tensor) -> Pass | None:
@@ -72,6 +116,21 @@ class Call:
         found.second_order |= torch.is_grad_enabled()  # on during a backward pass only with create_graph
         found.batched |= is_legacy_batchedtensor(grad) or is_functorch_wrapped_tensor(grad)
         return None if found.batched else found
+
+    def add(self, target: str | int, grad: Tensor) -> None:
+        """Note what a node sends to a weight (its name), an initial state (its place) or a result (−1 − its place)."""
+        now = self.receive(grad)
+        if now is None:
+            return
+        sums: dict[Any, Tensor] = now.initial
+        if isinstance(target, int) and target < 0:
+            sums, target = now.inner, -1 - target
+        if isinstance(target, str):
+            sums = self.shared.sums.setdefault(torch._C._current_graph_task_id(), {})
+        if target in sums:
+            sums[target] += grad.detach()
+        else:
+            sums[target] = grad.detach().to(torch.promote_types(grad.dtype, torch.float32), copy=True)
 
     @property
     def changed(self) -> bool:
@@ -89,34 +148,32 @@ def edge_of(tensor: Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
-def edges_of(x: Tensor, initial: list[Tensor], weights: Weights) -> dict[Edge, str]:
-    """Name of each edge at which the call's contribution is read. A state given in two places cannot be told apart."""
+def edges_of(x: Tensor, initial: list[Tensor], weights: Tensors) -> tuple[dict[Edge, str | int], bool]:
+    """Each edge at which the call's contribution is read, and whether those of the states are among them.
+
+    A state given in two places cannot be told apart.
+    """
     states = [edge_of(state) for state in initial if state.requires_grad]
     told = len(states) == len(initial) == len(set(states)) and not (x.requires_grad and edge_of(x) in states)
-    targets = {edge: f"initial{place}" for place, edge in enumerate(states)} if told else {}
-    return targets | {edge_of(value): name for name, value in weights.tensors().items() if value.requires_grad}
+    targets: dict[Edge, str | int] = {edge: place for place, edge in enumerate(states)} if told else {}
+    return targets | {edge_of(value): name for name, value in weights.items() if value.requires_grad}, told
 
 
 def hook(
-    call: Call, results: tuple[Tensor, ...], targets: dict[Edge, str], stops: set[Node | None]
+    call: Call, results: tuple[Tensor, ...], targets: dict[Edge, str | int], stops: set[Node | None]
 ) -> Iterator[RemovableHandle]:
     """Hooks on the nodes that made the results, and on those of the call's own graph with an edge into a target."""
     for place, result in enumerate(results):
         if result.grad_fn is not None:
             yield _hook_result(call, place, result)
-    for node, edges in _into([result.grad_fn for result in results], targets, stops):
+    own = {edge_of(result): -1 - place for place, result in enumerate(results) if result.grad_fn is not None}
+    for node, edges in _into([result.grad_fn for result in results], own | targets, stops):
 
-        def at_node(grads: tuple[Tensor | None, ...], _: Any, edges: dict[int, str] = edges) -> None:
-            for place, name in edges.items():
+        def at_node(grads: tuple[Tensor | None, ...], _: Any, edges: dict[int, str | int] = edges) -> None:
+            for place, target in edges.items():
                 grad = grads[place]
-                now = None if grad is None else call.receive(grad)
-                if grad is None or now is None:
-                    continue
-                if name in now.arguments:
-                    now.arguments[name] += grad.detach()
-                else:
-                    wide = torch.promote_types(grad.dtype, torch.float32)
-                    now.arguments[name] = grad.detach().to(wide, copy=True)
+                if grad is not None:
+                    call.add(target, grad)
 
         yield node.register_hook(at_node)
 
@@ -145,8 +202,8 @@ def _hook_result(call: Call, place: int, result: Tensor) -> RemovableHandle:
 
 
 def _into(
-    starts: list[Node | None], targets: dict[Edge, str], stops: set[Node | None]
-) -> Iterator[tuple[Node, dict[int, str]]]:
+    starts: list[Node | None], targets: dict[Edge, str | int], stops: set[Node | None]
+) -> Iterator[tuple[Node, dict[int, str | int]]]:
     """The nodes of the graph between the results and the call's arguments that have an edge into a target.
 
     Autocast's cast of a target counts as the target: it is cached, so that other calls may share it.
@@ -171,52 +228,7 @@ def _into(
             yield node, edges
 
 
-def trace_of(call: Call) -> Trace:
-    """A trace of the sum of the call's passes, in one layout (time first) and one dtype."""
-    _check(call)
-    passes = list(call.passes.values())
-    working = torch.float64 if call.weights.weight_hh.dtype == torch.float64 else torch.float32
-
-    def time_first(value: Tensor) -> Tensor:
-        return (value.transpose(0, 1) if call.batch_first else value).to(working)
-
-    def total(parts: list[dict[Any, Tensor]], key: int | str) -> Tensor:
-        return torch.stack([part[key].to(working) for part in parts if key in part]).sum(0)
-
-    x, output = time_first(call.x), time_first(call.output)
-    hidden, batch = output.shape[-1], output.shape[1]
-    outputs, arguments = [each.outputs for each in passes], [each.arguments for each in passes]
-    weights = Weights(**{name: value.to(working) for name, value in call.weights.tensors().items()})
-    initial = torch.cat([state.reshape(batch, -1).to(working) for state in call.initial], dim=-1)
-    got = {place for part in outputs for place in part}
-    gradient = x.new_zeros(*output.shape[:2], initial.shape[-1])
-    if 0 in got:
-        gradient[..., :hidden] = time_first(total(outputs, 0))
-    for place in got - {0}:
-        gradient[-1, :, (place - 1) * hidden : place * hidden] += total(outputs, place).reshape(batch, hidden)
-    starts = [f"initial{place}" for place in range(len(call.initial))]
-    at_start = None
-    if all(name in part for part in arguments for name in starts):
-        at_start = torch.cat([total(arguments, name).reshape(batch, -1) for name in starts], dim=-1)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        carries = call.cell.carries(weights, x, output, initial)
-    trace = Trace(
-        name=call.layer,
-        cell=call.cell,
-        weights=weights,
-        x=x.contiguous(),
-        carries=carries,
-        gradient=gradient,
-        weight_gradients={name: total(arguments, name) for name in call.expected},
-        initial_gradient=at_start,
-        dtype=call.dtype,
-        names={name: f"{call.layer}.{name}_l0" for name in WEIGHTS},
-    )
-    trace.check_finite()
-    return trace
-
-
-def _check(call: Call) -> None:
+def check(call: Call) -> None:
     """Raise where no exact decomposition of the call exists."""
     where = f"layer '{call.layer}'"
     if 0 in call.x.shape[:2]:
@@ -229,7 +241,7 @@ def _check(call: Call) -> None:
             "the input as the layer saw it",
             "replace the in-place operation (x += …, x.relu_(), a reused buffer) by one that makes a new tensor",
         )
-    for each in call.passes.values():
+    for task, each in call.passes.items():
         if each.second_order:
             raise RecordError(
                 f"a backward pass with create_graph=True through {where}",
@@ -248,7 +260,8 @@ def _check(call: Call) -> None:
                 "backward passes that run to their end",
                 "record a step that does not raise",
             )
-        missing = [name for name in call.expected if name not in each.arguments] if each.outputs else ["its output"]
+        given = call.shared.sums.get(task, {})
+        missing = [name for name in call.expected if name not in given] if each.outputs else ["its output"]
         if missing:
             raise RecordError(
                 f"a backward pass that reached {where} but not {', '.join(missing)}",

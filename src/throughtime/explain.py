@@ -54,8 +54,16 @@ def explain(
     asked = _Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
     )
+    reached = [trace for trace in traces if trace.origins()]
+    if not reached:
+        raise InputError(
+            f"a gradient of exactly zero at the output of layer '{traces[0].name}'",
+            "a loss that changes with the layer's output",
+            "check for a saturated or masked loss, or a detach between layer and loss",
+        )
+    silent = {trace.name for trace in traces} - {trace.name for trace in reached}
     layers = {}
-    for trace in traces:
+    for trace in reached:
 
         def tell(done: int, of: int, name: str = trace.name) -> None:
             if progress:
@@ -78,7 +86,8 @@ def explain(
                 "flow(strict=False) shows the numbers all the same",
             )
         layers[trace.name] = layer
-    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__)
+    missing = tuple(Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent))
+    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,6 @@ class _Asked:
 def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
     origins = trace.origins()
-    if not origins:
-        raise InputError(
-            f"a gradient of exactly zero at the output of layer '{trace.name}'",
-            "a loss that changes with the layer's output",
-            "check for a saturated or masked loss, or a detach between layer and loss",
-        )
     lin = Linearization(trace, asked.derivative)
     reference, own = _reference(lin)
     ledger, adjoints, paths = Ledger(lin, reference, asked.bias, LEVELS), Adjoints(lin), Paths(lin)
@@ -122,8 +125,9 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         log10 = float(np.log10(size)) if size else -np.inf
         tail = Tail(first, ledger.tail_share, log10, None if by_hand else asked.tolerance)
     demand = None
-    if asked.demand is not None:
-        demand = measure(trace.at_output, trace.x, method=asked.demand, lengths=trace.ends())
+    if asked.demand is not None and trace.no_demand is None:
+        source = trace.x if trace.source is None else trace.source
+        demand = measure(trace.at_output, source, method=asked.demand, lengths=trace.ends())
     horizon, cancellation = ledger.horizon(), ledger.cancellation()
     adjoint = adjoints.finish()
     missing = _left_out(trace, asked)
@@ -164,7 +168,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         bias=ledger.bias(),
         cosine=ledger.cosine(),
         horizon=Horizon(horizon),
-        units=unit_analysis.units(lin, adjoints.units()),
+        units=() if trace.cell.compound else unit_analysis.units(lin, adjoints.units()),
         gates=unit_analysis.gates(lin),
         tail=tail,
         origin_step=places.finish() if places else None,
@@ -172,8 +176,13 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         entering=trace.entering().numpy(),
         bare=trace.bare,
         sequence=_sequence(trace, adjoint),
-        weights={trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()},
+        reverse=trace.reverse,
+        weights={} if trace.cell.compound else _weights(trace),
     )
+
+
+def _weights(trace: Trace) -> dict[str, np.ndarray]:
+    return {trace.names.get(name, name): value.cpu().numpy() for name, value in trace.weights.tensors().items()}
 
 
 def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
@@ -198,13 +207,16 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
 def _left_out(trace: Trace, asked: _Asked) -> list[Missing]:
     """What was not asked for, or does not exist for this cell or batch."""
     carry = trace.cell.keep is not None
+    parts = "told for each layer of the stack" if trace.cell.compound else ""
     reasons = {
         "signal_to_noise": "not asked for" if not asked.signal_to_noise else "",
         "hops": "the cell has no carry port" if not carry else "not asked for" if not asked.hops else "",
         "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
         "cosine": "told where the bias is" if asked.bias != "all" else "",
         "units.timescale": "the cell has no gate on its carry" if not carry else "",
-        "demand": "not asked for" if asked.demand is None else "",
+        "demand": "not asked for" if asked.demand is None else trace.no_demand or "",
+        "gates": parts,
+        "units": parts,
     }
     if asked.signal_to_noise and trace.batch == 1:
         reasons["signal_to_noise"] = "one sequence has no variance over sequences"

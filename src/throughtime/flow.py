@@ -156,7 +156,8 @@ class LayerFlow:
     share: of all parameters together. residual: the largest over parameters and gate blocks; error: the largest over
     parameters of ‖Σ_τ G(τ) − G‖ / Σ_τ‖G(τ)‖, to which the contract applies; cancellation: ‖G‖ / Σ_τ‖G(τ)‖. bias, cosine: by
     K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name. entering: log10 RMS of ‖λ[t, t]‖ over the pairs
-    that reach back to each lag. bare: whether the model is this layer itself. sequence: the first recorded one with a loss.
+    that reach back to each lag. bare: whether the model is this layer itself.
+    sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     """
 
     name: str
@@ -191,6 +192,7 @@ class LayerFlow:
     share: Array = field(default_factory=lambda: np.zeros(0))
     entering: Array | None = None
     bare: bool = False
+    reverse: bool = False
     sequence: Sequence | None = field(default=None, repr=False)
 
     @property

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import Call, edge_of, edges_of, hook, trace_of
+from throughtime.calls import Call, Form, Shared, edge_of, edges_of, hook
 from throughtime.cells import GRU, LSTM, RNN
-from throughtime.cells.cell import Cell, Weights
+from throughtime.cells.cell import Cell, Tensors
+from throughtime.cells.lstm_projected import LSTMProjected
+from throughtime.chains import external, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.recurrent import Recurrent, scan
-from throughtime.trace import Trace
+from throughtime.runs import traces_of
+from throughtime.trace import Trace, joined
 
 _FUSED: dict[Any, Cell] = {
     torch.gru: GRU(),
@@ -31,15 +37,22 @@ _FUSED: dict[Any, Cell] = {
     torch.rnn_tanh: RNN("tanh"),
     torch.rnn_relu: RNN("relu"),
 }
+_CELLS: dict[Any, Cell] = {
+    torch.gru_cell: GRU(),
+    torch.lstm_cell: LSTM(),
+    torch.rnn_tanh_cell: RNN("tanh"),
+    torch.rnn_relu_cell: RNN("relu"),
+}
 _LEAVE_OUT = "name the other layers in tt.record(model, layers=[…]) to leave this one out"
 
 
 def record(model: nn.Module, layers: list[str] | None = None) -> Record:
     """A context in which one training step of `model` is recorded; then `Record.flow()` explains it.
 
-    model: any module that holds one-layer, one-direction nn.GRU, nn.LSTM or nn.RNN. layers: names of those to record;
-    all by default. The forward and the backward pass must both happen inside the block; the model, its gradients, modes,
-    hooks and the random state are as they would have been without it.
+    model: any module that holds nn.GRU, nn.LSTM or nn.RNN, of any number of layers, in one direction or both, packed or
+    not, or their cells in a loop of its own. layers: names of those to record; all by default. The forward and the backward
+    pass must both happen inside the block; the model, its gradients, modes, hooks and the random state are as they would
+    have been without it.
 
     Raises UnsupportedError for layers that cannot be explained exactly yet, and InputError where there is none.
     """
@@ -55,6 +68,8 @@ class Record:
         self._bare = isinstance(model, nn.RNNBase | Recurrent)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
+        self._walked: set[Node] = set()
+        self._running: list[str] = []
         self._mode: _Mode | None = None
 
     def __enter__(self) -> Record:
@@ -62,6 +77,9 @@ class Record:
             raise RecordError("a record that is already open", "one `with` block at a time", "make a new tt.record")
         self.calls.clear()
         self._refused.clear()
+        for name, layer in self.layers.items():
+            if isinstance(layer, nn.RNNCellBase):
+                self._handles += _around(layer, name, self._running)
         self._mode = _Mode(_eager(self._see))
         self._mode.__enter__()
         return self
@@ -70,6 +88,9 @@ class Record:
         assert self._mode is not None
         self._mode.__exit__(*error)
         self._mode = None
+        self._walked.clear()
+        for call in self.calls:
+            call.ends.clear()  # which hold the graph
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -84,39 +105,55 @@ class Record:
         if layer is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         try:
-            cell, x, initial, weights, batch_first = _arguments(func, args, layer)
+            form, x, initial, weights = _arguments(func, args, layer)
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
-        targets = edges_of(x, initial, weights)
-        stops = {edge_of(value)[0] for value in (x, *initial, *weights.tensors().values()) if value.requires_grad}
+        targets, told = edges_of(x, initial, weights)
+        stops = {edge_of(value)[0] for value in (x, *initial, *weights.values()) if value.requires_grad}
         version = None if x.is_inference() else x._version
         low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        copies = Weights(**{name: value.detach().clone() for name, value in weights.tensors().items()})
         start = [state.detach().clone() for state in initial]
+        shared = self._shared_by(layer, weights)
 
-        results = func(*args, **kwargs)
+        with _Masks() if form.layers > 1 else nullcontext() as masks:
+            results = func(*args, **kwargs)
 
-        output = results[0]
+        made = results if isinstance(results, tuple) else (results,)
+        output = made[0]
         if output.requires_grad:
             call = Call(
                 layer=layer,
-                cell=cell,
-                batch_first=batch_first,
+                form=form,
                 x=x.detach() if version is not None else x.detach().clone(),
                 version=version,
                 initial=start,
-                weights=copies,
-                output=output.detach().clone(),
+                shared=shared,
+                results=[value.detach().clone() for value in (made if form.single else made[:1])],
                 dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
-                expected=[name for name, value in weights.tensors().items() if value.requires_grad],
+                expected=[name for name, value in weights.items() if value.requires_grad],
+                masks=masks.seen if masks else [],
+                ends=[edge_of(state) for state in (made if form.single else made[1:])],
+                told=told,
             )
+            mine = [each for each in self.calls if each.layer == layer]
+            link(call, initial, mine)
+            self._handles += external(call, x, mine, self._walked)
             self.calls.append(call)
-            self._handles += hook(call, results, targets, stops)
+            self._handles += hook(call, made, targets, stops)
         return results
+
+    def _shared_by(self, layer: str, weights: Tensors) -> Shared:
+        """Copies of the weights: those of the layer's last call where they are still the same."""
+        last = next((call.shared for call in reversed(self.calls) if call.layer == layer), None)
+        if last is not None and all(torch.equal(last.weights[name], value) for name, value in weights.items()):
+            return last
+        return Shared({name: value.detach().clone() for name, value in weights.items()})
 
     def _layer_of(self, func: Callable, args: tuple) -> str | None:
         """The recorded layer that makes this call: the one whose own list of weights, or who itself, is an argument."""
+        if func in _CELLS:
+            return self._running[-1] if self._running else None
         for name, layer in self.layers.items():
             mine = layer if func is scan else layer.__dict__.get("_flat_weights")
             if any(each is mine for each in args):
@@ -151,16 +188,25 @@ class Record:
                 "a loss that depends on their output, and its backward() inside the block",
                 "call loss.backward() inside `with tt.record(model)`; check for a detach between layer and loss",
             )
-        names = [call.layer for call in reached]
-        for name in names:
-            if names.count(name) > 1:
-                raise UnsupportedError(
-                    f"{names.count(name)} calls of layer '{name}' in one record",
-                    "one call of each layer",
-                    "record one training step at a time; calls that pass their state on cannot be chained yet",
-                )
-        lag = "total" if len(reached) == 1 else "within-layer"
-        return [replace(trace_of(call), bare=self._bare, lag=lag) for call in reached]
+        traces = [trace for name in self.layers for trace in self._traces_of(name, reached)]
+        if len({call.layer for call in reached}) > 1:
+            traces = [replace(trace, lag="within-layer") for trace in traces]
+        return [replace(trace, bare=self._bare) for trace in traces]
+
+    def _traces_of(self, layer: str, reached: list[Call]) -> list[Trace]:
+        calls = [call for call in reached if call.layer == layer]
+        if len({id(call.shared) for call in calls}) > 1:
+            raise UnsupportedError(
+                f"calls of layer '{layer}' with different weights in one record",
+                "the same weights in all of them",
+                "record one optimizer step at a time",
+            )
+        by_name: dict[str, list[Trace]] = {}
+        for run in runs_of(calls):
+            for trace in traces_of(run):
+                by_name.setdefault(trace.name, []).append(trace)
+        # What autograd gave the weights is the calls' sum already, in each of them.
+        return [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
@@ -171,7 +217,9 @@ class Record:
         from throughtime.explain import explain
 
         flow = explain(self.traces(), **options)
-        again = {call.layer for call in self.calls if not call.passes} - set(self.unreached)
+        again = {
+            call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
+        } - set(self.unreached)
         other = "another call of it in this step got no gradient: its state was detached, or not used"
         silent = tuple(
             Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached
@@ -189,7 +237,7 @@ class _Mode(TorchFunctionMode):
         self.see = see
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is scan or func in _FUSED:
+        if func is scan or func in _FUSED or func in _CELLS:
             return self.see(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -200,22 +248,60 @@ def _eager(function: Callable) -> Callable:
     return function if dynamo is None else dynamo.disable(function)
 
 
-def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Cell, Tensor, list[Tensor], Weights, bool]:
-    """The cell, input, initial states (each (…, H) as given), weights and batch_first of a fused call."""
+def _around(layer: nn.Module, name: str, running: list[str]) -> Iterator[RemovableHandle]:
+    """Keep the name of a layer in `running` while its forward runs."""
+
+    def begin(*_: Any) -> None:
+        running.append(name)
+
+    def end(*_: Any) -> None:
+        running.pop()
+
+    yield layer.register_forward_pre_hook(begin)
+    yield layer.register_forward_hook(end, always_call=True)
+
+
+class _Masks(TorchDispatchMode):
+    """Keeps the masks of the dropout between the layers of a fused call, as the call draws and scales them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bernoulli_.float:
+            self.seen.append(out)  # is scaled in place afterwards
+        elif func is torch.ops.aten.native_dropout.default:
+            self.seen.append(out[1] / (1 - args[1]))
+        return out
+
+
+def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, list[Tensor], Tensors]:
+    """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
     if func is scan:
-        owner, x, initial, weights = args
-        found = owner.cell, x, [initial], weights, False
-    elif not isinstance(args[2], list | tuple) or isinstance(args[3], list | tuple):
-        raise UnsupportedError(
-            f"a packed sequence at layer '{layer}'",
-            "a padded or equal-length batch: a tensor",
-            f"pass the padded tensor without pack_padded_sequence and mask the loss, or {_LEAVE_OUT}",
-        )
-    else:
-        x, state, flat, bias, *_ = args
+        owner, x, initial, given = args
+        form = Form(owner.cell)
+        states, weights = [initial], {form.name(name): value for name, value in given.tensors().items()}
+    elif func in _CELLS:
+        form = Form(_CELLS[func], single=True)
+        x, state, *given = args
         states = list(state) if isinstance(state, list | tuple) else [state]
-        found = _FUSED[func], x, states, Weights(*flat[: 4 if bias else 2]), bool(args[8])
-    _, x, _, weights, _ = found
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = {name: value for name, value in zip(kinds, given, strict=False) if value is not None}
+    else:
+        packed = isinstance(args[3], list | tuple)  # then the batch sizes stand before the state
+        x, state, flat, bias, layers, _, _, both, *_ = args if not packed else (args[0], *args[2:])
+        states = list(state) if isinstance(state, list | tuple) else [state]
+        directions = 2 if both else 1
+        kinds = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ())]
+        cell = _FUSED[func]
+        if len(flat) > len(kinds) * layers * directions:
+            kinds.append("weight_hr")
+            cell = LSTMProjected(states[0].shape[-1])
+        form = Form(cell, layers, directions, not packed and bool(args[8]), args[1] if packed else None, function=func)
+        places = [(k, d) for k in range(layers) for d in range(directions)]
+        weights = dict(zip((form.name(kind, k, d) for k, d in places for kind in kinds), flat, strict=True))
     if torch._C._are_functorch_transforms_active():
         raise UnsupportedError(
             f"a call of layer '{layer}' under torch.func (grad, vmap, vjp, …)",
@@ -226,7 +312,7 @@ def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Cell, Tensor, l
         raise InputError(
             f"an input of layer '{layer}' on the meta device", "tensors with data", "move model and data to cpu or cuda"
         )
-    given = [(name, edge_of(value)) for name, value in weights.tensors().items() if value.requires_grad]
+    given = [(name, edge_of(value)) for name, value in weights.items() if value.requires_grad]
     for place, (name, edge) in enumerate(given):
         for other, same in given[:place]:
             if edge == same:
@@ -235,7 +321,7 @@ def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Cell, Tensor, l
                     "a tensor for each: their gradients cannot be told apart",
                     f"give the layer two parameters (ties between layers are fine), or {_LEAVE_OUT}",
                 )
-    return found
+    return form, x, states, weights
 
 
 def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tuple[str, nn.Module]]:
@@ -252,17 +338,14 @@ def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tu
     found = {
         name or "rnn": module
         for name, module in model.named_modules(remove_duplicate=wanted is None)
-        if isinstance(module, nn.RNNBase | Recurrent)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | Recurrent)
     }
     if not found:
         kinds = sorted({type(module).__name__ for module in model.modules()})
-        cells = any(isinstance(module, nn.RNNCellBase) for module in model.modules())
         raise UnsupportedError(
-            f"a model without nn.GRU, nn.LSTM or nn.RNN: it holds {', '.join(kinds[:8])}",
+            f"a model without nn.GRU, nn.LSTM, nn.RNN or their cells: it holds {', '.join(kinds[:8])}",
             "at least one of them",
-            "single-step cells cannot be chained yet: use the fused layer"
-            if cells
-            else "pass the module that holds it",
+            "pass the module that holds it",
         )
     if wanted is not None:
         unknown = [wanted] if isinstance(wanted, str) else sorted(set(wanted) - set(found))
@@ -274,27 +357,8 @@ def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tu
             )
         found = {name: found[name] for name in wanted}
     for name, module in found.items():
-        if isinstance(module, nn.RNNBase):
-            _check_supported(name, module)
+        if isinstance(module, nn.RNNBase) and not isinstance(module, nn.GRU | nn.LSTM | nn.RNN):
+            raise UnsupportedError(
+                f"layer '{name}' of type {type(module).__name__}", "nn.GRU, nn.LSTM or nn.RNN", _LEAVE_OUT
+            )
         yield name, module
-
-
-def _check_supported(name: str, module: nn.RNNBase) -> None:
-    if module.num_layers > 1:
-        raise UnsupportedError(
-            f"layer '{name}' with num_layers={module.num_layers}",
-            "num_layers=1",
-            f"write the stack as {module.num_layers} modules of one layer each, or {_LEAVE_OUT}",
-        )
-    if module.bidirectional:
-        raise UnsupportedError(
-            f"layer '{name}' with bidirectional=True", "one direction", f"use two layers, or {_LEAVE_OUT}"
-        )
-    if getattr(module, "proj_size", 0):
-        raise UnsupportedError(
-            f"layer '{name}' with proj_size={module.proj_size}", "proj_size=0", f"drop it, or {_LEAVE_OUT}"
-        )
-    if not isinstance(module, nn.GRU | nn.LSTM | nn.RNN):
-        raise UnsupportedError(
-            f"layer '{name}' of type {type(module).__name__}", "nn.GRU, nn.LSTM or nn.RNN", _LEAVE_OUT
-        )

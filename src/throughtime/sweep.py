@@ -81,7 +81,8 @@ class Block:
     @cached_property
     def total(self) -> Tensor:
         """(L, R, B, H): the aligned adjoints in the space in which paths, units and hops are told."""
-        return self.linearization.cell.total(self.aligned, self.factors)
+        lin = self.linearization
+        return lin.cell.total(lin.trace.weights, self.aligned, self.factors)
 
     def _pull(self, paths: bool) -> Pulled:
         return self.linearization.pull(self.window, self.take, self.aligned, paths)

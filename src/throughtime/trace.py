@@ -22,7 +22,9 @@ class Trace:
     analysis may stand in a higher one. names: weight → state_dict name. bare: whether the model is this layer itself.
     lengths: (B,) steps of each sequence where they differ: what follows is padding. noise: (T, B, M), what a cell reads
     beside its input (masks of dropout), or None. lag: "total", or "within-layer" where other layers carry the gradient
-    too. reverse: whether time runs backwards: a lag is then a number of steps ahead.
+    too. reverse: whether time runs backwards: a lag is then a number of steps ahead. source: the input by which demand is
+    judged, where it is not x; no_demand: why none is, or None. external: (T, B, C), the part of the gradient that came
+    round outside the layer, or None.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Trace:
     noise: Tensor | None = None
     lag: str = "total"
     reverse: bool = False
+    source: Tensor | None = None
+    no_demand: str | None = None
+    external: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -147,6 +152,9 @@ def joined(traces: list[Trace]) -> Trace:
         weight_gradients={name: torch.stack([t.weight_gradients[name] for t in traces]).sum(0) for name in names},
         initial_gradient=beside([trace.initial_gradient for trace in traces]),
         noise=along([t.noise for t in traces]),
+        external=None
+        if all(t.external is None for t in traces)
+        else along([torch.zeros_like(t.gradient) if t.external is None else t.external for t in traces]),
         lengths=None if (lengths == steps).all() else lengths,
     )
 

@@ -109,10 +109,11 @@ class Cell(ABC):
     own. sigmoids: those among them that are logits of gates. products: where parameters meet them; the gradient of a
     parameter that stands in none comes from autograd. keep: (pre-activation, sign) of the gate σ(sign · logit) that
     multiplies the old carry, None where there is no such gate. reset: the logit of a gate that cuts the old state off.
-    landing: the factors that `path_total` reads.
+    landing: the factors that `path_total` reads. compound: made of other cells, which tell units and gates themselves.
     """
 
     name: ClassVar[str]
+    compound: ClassVar[bool] = False
     gates: ClassVar[tuple[str, ...]] = ()
     states: ClassVar[tuple[str, ...]] = ("h",)
     ports: ClassVar[tuple[str, ...]]
@@ -193,11 +194,25 @@ class Cell(ABC):
         """The part of a carry (..., C) that a port reads."""
         return self.split(carry)[self.states.index(self.port_state.get(port, self.states[0]))]
 
-    def total(self, adjoint: Tensor, factors: Tensors) -> Tensor:
+    def to_input(self, w: Weights, pre: tuple[Tensor, ...]) -> Tensor:
+        """The adjoint (..., D) of a step's input, from those of its pre-activations by bank. For cells whose input enters
+        by `products` alone."""
+        place = {name: (bank, at) for bank, names in enumerate(self.banks) for at, name in enumerate(names)}
+        parts = []
+        for product in self.products:
+            if product.operand == "x" and product.parameter in w.tensors():
+                gates = self.blocks(product.parameter)
+                blocks = w.tensors()[product.parameter].unflatten(0, (len(gates), -1))
+                for gate, name in zip(product.gates, product.pre, strict=True):
+                    bank, at = place[name]
+                    parts.append(pre[bank][..., at, :] @ blocks[gates.index(gate)])
+        return torch.stack(parts).sum(0)
+
+    def total(self, w: Weights, adjoint: Tensor, factors: Tensors) -> Tensor:
         """The adjoint (..., C) at steps in the one space (..., H) in which paths, units and hops are told."""
         return adjoint
 
-    def path_total(self, port: str, path: Tensor, factors: Tensors) -> Tensor:
+    def path_total(self, w: Weights, port: str, path: Tensor, factors: Tensors) -> Tensor:
         """A path (..., H) that ends at steps, in the space of `total`; factors of those steps, as named in `landing`."""
         return path
 

@@ -11,7 +11,7 @@ d = λᶜ + λʰ∘o∘tanh′(c): d₋ = f∘d (carry) + o₋∘tanh′(c₋)�
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,31 +57,33 @@ class LSTM(Cell):
         return ("f", 1)
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
-        ins = split(w.into(x), 4)
-        readers = (("i", "input"), ("f", "forget"), ("g", "candidate"), ("o", "output"))
-        linear = torch.nn.functional.linear
-        i, f, g, o = (
-            node(name, ins[place] + linear(self.output(ports[port]), *w.rows(place, 4)))
-            for place, (name, port) in enumerate(readers)
-        )
+        i, f, g, o = self._gates(w, x, {port: self.output(value) for port, value in ports.items()}, node)
         _, c_before = split(ports["carry"], 2)
         c = torch.sigmoid(f) * c_before + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat((torch.sigmoid(o) * torch.tanh(c), c), dim=-1)
+
+    @staticmethod
+    def _gates(w: Weights, x: Tensor, h: Mapping[str, Tensor], node: Node) -> Iterator[Tensor]:
+        """The pre-activations i, f, g, o, from h at each port."""
+        ins = split(w.into(x), 4)
+        readers = (("i", "input"), ("f", "forget"), ("g", "candidate"), ("o", "output"))
+        for place, (name, port) in enumerate(readers):
+            yield node(name, ins[place] + torch.nn.functional.linear(h[port], *w.rows(place, 4)))
 
     def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
         return self._logits(w, x, self.output(before))
 
     def _logits(self, w: Weights, x: Tensor, h_before: Tensor) -> Tensors:
         sums = w.into(x) + torch.nn.functional.linear(h_before, w.weight_hh, w.bias_hh)
-        return dict(zip(self.gates, split(sums, 4), strict=True))
+        return dict(zip(LSTM.pre, split(sums, 4), strict=True))
 
     def carries(self, w: Weights, x: Tensor, output: Tensor, initial: Tensor) -> Tensor:
         """A fused LSTM returns no c but the last: it is rebuilt by an elementwise scan over the recomputed gates."""
-        h_0, c = split(initial, 2)
+        h_0, c = self.split(initial)
         h = torch.cat([h_0[None], output])
         logits = self._logits(w, x, h[:-1])
         i, f, g = torch.sigmoid(logits["i"]), torch.sigmoid(logits["f"]), torch.tanh(logits["g"])
-        cells = torch.empty_like(h)
+        cells = c.new_empty(len(h), *c.shape)
         cells[0] = c
         new = i * g
         for k in range(output.shape[0]):
@@ -89,7 +91,7 @@ class LSTM(Cell):
         return torch.cat((h, cells), dim=-1)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
-        (_, c_before), (_, c) = split(before, 2), split(after, 2)
+        (_, c_before), (_, c) = self.split(before), self.split(after)
         pre = pre or self.pre_activations(w, x, before)
         i, f, o = (torch.sigmoid(pre[name]) for name in self.sigmoids)
         g = torch.tanh(pre["g"])
@@ -111,9 +113,9 @@ class LSTM(Cell):
     def units(self, carry_size: int) -> int:
         return carry_size // 2
 
-    def total(self, adjoint: Tensor, factors: Tensors) -> Tensor:
+    def total(self, w: Weights, adjoint: Tensor, factors: Tensors) -> Tensor:
         at_h, at_c = split(adjoint, 2)
         return torch.addcmul(at_c, at_h, factors["slope"])
 
-    def path_total(self, port: str, path: Tensor, factors: Tensors) -> Tensor:
+    def path_total(self, w: Weights, port: str, path: Tensor, factors: Tensors) -> Tensor:
         return path if port == "carry" else path * factors["slope"]

@@ -39,7 +39,8 @@ class Paths(Reducer):
                 earlier = self.linearization.window(window.first - 1, window.first).factors[name]
                 here = torch.cat((earlier, here))
             factors[name] = here[at]
-        paths = [cell.path_total(port, path, factors) for port, path in block.paths.items()]
+        weights = self.linearization.trace.weights
+        paths = [cell.path_total(weights, port, path, factors) for port, path in block.paths.items()]
         if not inside.all():
             paths = [path * inside[..., None, None] for path in paths]
         whole = reduce(torch.add, paths)

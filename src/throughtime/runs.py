@@ -1,0 +1,363 @@
+"""From calls to traces: everything foreign (layout, packing, directions, dtypes) is converted here, once.
+
+A **run** is one call, or calls that pass their states on, as one batch of sequences, time first. A run of several layers
+becomes one trace for the whole stack and one a layer and direction; what a lower layer gets is what the layer above sends
+to its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from throughtime.calls import Call, Form, check
+from throughtime.cells.between import Between
+from throughtime.cells.cell import Tensors, Weights
+from throughtime.cells.stack import Stack
+from throughtime.errors import RecordError
+from throughtime.linearize import Linearization
+from throughtime.scaled import power_of_two
+from throughtime.sweep import Block, stream
+from throughtime.trace import Trace
+
+SAME = {torch.float64: 1e-12, torch.float32: 1e-4}  # of a stack run again; lower precisions: 5e-2
+NOTHING = {torch.float64: 1e-13, torch.float32: 2e-6}  # what a difference of two gradients leaves of rounding
+
+
+@dataclass(frozen=True)
+class Run:
+    """T steps, B sequences. N = layers times directions.
+
+    x: (T, B, D). outputs: of each layer (T, B, directions·H), the lowest first. carries: (T + 1, B, C) where the call told
+    them, else None. initial: for each state (N, B, width); at_initial: what autograd gave them, or None. at_output:
+    (T, B, directions·H), what enters at the top. at_states: step → for each state (N, B, width), what enters there; the
+    step −1 is each sequence's own last; external: the part of it that came round outside the layer. starts: steps at which
+    later calls begin, with the states given to them and what these were multiplied by on the way; passed: whether that was
+    anything but 1. masks: (T, B, directions·H) for each layer but the lowest, or none.
+    """
+
+    layer: str
+    form: Form
+    x: Tensor
+    outputs: list[Tensor]
+    carries: Tensor | None
+    initial: list[Tensor]
+    at_initial: list[Tensor] | None
+    at_output: Tensor
+    at_states: dict[int, list[Tensor]]
+    masks: list[Tensor]
+    lengths: Tensor | None
+    weights: Tensors
+    gradients: Tensors
+    dtype: torch.dtype
+    external: dict[int, list[Tensor]] = field(default_factory=dict)
+    starts: list[tuple[int, list[Tensor], list[Tensor]]] = field(default_factory=list)
+    passed: bool = False
+
+    @property
+    def steps(self) -> int:
+        return self.x.shape[0]
+
+
+def run_of(call: Call) -> Run:
+    """A run of the sum of the call's passes."""
+    check(call)
+    form = call.form
+    working = torch.float64 if next(iter(call.shared.weights.values())).dtype == torch.float64 else torch.float32
+    passes = list(call.passes.values())
+    lengths = None
+    inside: Tensor | None = None
+    if form.batch_sizes is not None:
+        inside = (torch.arange(int(form.batch_sizes[0])) < form.batch_sizes[:, None]).to(call.x.device)
+        lengths = inside.sum(0)
+        lengths = None if (lengths == lengths[0]).all() else lengths
+
+    def time_first(value: Tensor) -> Tensor:
+        if inside is not None:
+            padded = value.new_zeros(*inside.shape, value.shape[-1])
+            padded[inside] = value
+            value = padded
+        elif form.single:
+            value = value[None]
+        elif form.batch_first:
+            value = value.transpose(0, 1)
+        return value.to(working).contiguous()
+
+    def total(parts: Sequence[dict[int, Tensor]], place: int) -> Tensor | None:
+        there = [part[place].to(working) for part in parts if place in part]
+        return torch.stack(there).sum(0) if there else None
+
+    x, batch = time_first(call.x), time_first(call.x).shape[1]
+    count = form.layers * form.directions
+    initial = [state.to(working).reshape(count, batch, -1) for state in call.initial]
+    at = [total([each.outputs for each in passes], place) for place in range(len(initial) + 1)]
+    output = time_first(call.results[0])
+    carries, at_output = None, torch.zeros_like(output)
+    if form.single:
+        inner = [total([each.inner for each in passes], place) for place in range(len(initial))]
+        at = [
+            whole if whole is None or part is None else besides(whole, part, call.dtype)
+            for whole, part in zip(at, inner, strict=False)
+        ]
+        made = torch.cat([state.to(working) for state in call.results], dim=-1)
+        carries = torch.stack((torch.cat([state[0] for state in initial], dim=-1), made))
+        of_states = at[: len(initial)]
+    else:
+        if at[0] is not None:
+            at_output = time_first(at[0])
+        of_states = at[1:]
+    ends = [
+        torch.zeros_like(state) if given is None else given.reshape(state.shape)
+        for state, given in zip(initial, of_states, strict=True)
+    ]
+    at_initial = None
+    if call.told:
+        given = [total([each.initial for each in passes], place) for place in range(len(initial))]
+        there = [value.reshape(state.shape) for value, state in zip(given, initial, strict=True) if value is not None]
+        at_initial = there if len(there) == len(initial) else None
+    gradients = {
+        name: torch.stack([part[name].to(working) for part in call.shared.sums.values() if name in part]).sum(0)
+        for name in call.expected
+    }
+    return Run(
+        layer=call.layer,
+        form=form,
+        x=x,
+        outputs=[*(time_first(value) for value in _below(call)), output],
+        carries=carries,
+        initial=initial,
+        at_initial=at_initial,
+        at_output=at_output,
+        at_states={-1: ends},
+        masks=[time_first(mask) for mask in call.masks],
+        lengths=lengths,
+        weights={name: value.to(working) for name, value in call.shared.weights.items()},
+        gradients=gradients,
+        dtype=call.dtype,
+    )
+
+
+def besides(whole: Tensor, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is left of gradients (…, width) without a part of them; zero where only the rounding of `dtype` would be left."""
+    rest = whole - part
+    large = rest.norm(dim=-1, keepdim=True) > NOTHING.get(dtype, 2e-2) * whole.norm(dim=-1, keepdim=True)
+    return torch.where(large, rest, 0.0)
+
+
+def _below(call: Call) -> list[Tensor]:
+    """The outputs of all layers but the top one, which a fused call keeps to itself: they are run again, one by one."""
+    form, out = call.form, []
+    if form.layers == 1:
+        return out
+    x = call.x
+    states = [state.reshape(form.layers, form.directions, *state.shape[1:]) for state in call.initial]
+    low = call.dtype not in SAME
+    with torch.no_grad(), torch.autocast(x.device.type, call.dtype if low else None, enabled=low):
+        for layer in range(form.layers):
+            given = [state[layer] for state in states]
+            flat = [
+                value
+                for direction in range(form.directions)
+                for value in form.weights(call.shared.weights, layer, direction).values()
+            ]
+            into = x if layer == 0 else out[-1] * call.masks[layer - 1] if call.masks else out[-1]
+            bias = any("bias" in name for name in call.shared.weights)
+            end = (bias, 1, 0.0, False, form.directions == 2)
+            hx = given if len(given) > 1 else given[0]
+            if form.batch_sizes is None:
+                result = form.function(into, hx, flat, *end, form.batch_first)
+            else:
+                result = form.function(into, form.batch_sizes, hx, flat, *end)
+            out.append(result[0])
+    off = float((out[-1].double() - call.results[0].double()).abs().max())
+    if off > SAME.get(call.dtype, 5e-2):
+        raise RecordError(
+            f"layers of '{call.layer}' whose output run again misses by {off:.1g}",
+            "the masks of the dropout between its layers",
+            "on a GPU record the step under torch.backends.cudnn.flags(enabled=False), or with dropout=0",
+        )
+    return out[:-1]
+
+
+def flipped(value: Tensor, lengths: Tensor | None) -> Tensor:
+    """(T, B, …) with time turned round within each sequence."""
+    if lengths is None:
+        return value.flip(0)
+    step = torch.arange(value.shape[0], device=value.device)[:, None]
+    at = torch.where(step < lengths, lengths - 1 - step, step)
+    return value.gather(0, at[..., None].expand(value.shape))
+
+
+def traces_of(run: Run) -> list[Trace]:
+    """The run's traces: of a stack the whole first, then each layer and direction from the lowest."""
+    form = run.form
+    parts: dict[tuple[int, int], Trace] = {}
+    above = run.at_output
+    for layer in reversed(range(form.layers)):
+        width = run.outputs[layer].shape[-1] // form.directions
+        below = torch.zeros_like(run.outputs[layer - 1]) if layer else None
+        for direction in range(form.directions):
+            part = _part(run, layer, direction, above[..., direction * width : (direction + 1) * width])
+            parts[layer, direction] = part
+            if below is not None:
+                sent = input_gradient(part)
+                below += flipped(sent, run.lengths) if direction else sent
+        if below is not None:
+            above = below * run.masks[layer - 1] if run.masks else below
+    told = [part for _, part in sorted(parts.items())]
+    for part in told:
+        part.check_finite()
+    whole = [_whole(run, told)] if form.layers > 1 and form.directions == 1 else []
+    return [*whole, *told]
+
+
+def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
+    """The trace of one layer and direction, time running as it does in it."""
+    form = run.form
+    place = layer * form.directions + direction
+    weights = form.weights(run.weights, layer, direction)
+    into = run.x
+    if layer:
+        into = run.outputs[layer - 1] * run.masks[layer - 1] if run.masks else run.outputs[layer - 1]
+    output = run.outputs[layer]
+    width = output.shape[-1] // form.directions
+    output = output[..., direction * width : (direction + 1) * width]
+    if direction:
+        into, output, at_output = (flipped(value, run.lengths) for value in (into, output, at_output))
+    initial = torch.cat([state[place] for state in run.initial], dim=-1)
+    w = Weights(**weights)
+    carries = run.carries
+    if carries is None:
+        carries = _carries(run, w, into, output, place)
+    gradient = into.new_zeros(*into.shape[:2], initial.shape[-1])
+    gradient[..., :width] = at_output
+    outside = torch.zeros_like(gradient) if run.external else None
+    sequences = torch.arange(into.shape[1], device=into.device)
+    last = into.shape[0] - 1 if run.lengths is None else run.lengths - 1
+    for step, states in run.at_states.items():
+        gradient[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
+    for step, states in run.external.items():
+        assert outside is not None
+        outside[step] += torch.cat([state[place] for state in states], dim=-1)
+    cell, noise = form.cell, None
+    if run.passed:
+        cell, noise = Between(form.cell, into.shape[-1]), _noise(run, carries, place)
+    several = form.layers > 1
+    alone = form.layers * form.directions == 1
+    end = "" if alone else f".l{layer}{'_reverse' if direction else ''}"
+    demand = "told for the whole stack" if several and (form.directions == 1 or layer < form.layers - 1) else None
+    source = None
+    if several and form.directions == 2 and layer == form.layers - 1:
+        source = flipped(run.x, run.lengths) if direction else run.x
+    return Trace(
+        name=f"{run.layer}{end}",
+        cell=cell,
+        weights=w,
+        x=into,
+        carries=carries,
+        gradient=gradient,
+        weight_gradients=form.weights(run.gradients, layer, direction),
+        initial_gradient=None
+        if run.at_initial is None
+        else torch.cat([state[place] for state in run.at_initial], dim=-1),
+        dtype=run.dtype,
+        names={name: f"{run.layer}.{form.name(name, layer, direction)}" for name in weights},
+        lengths=run.lengths,
+        lag="within-layer" if several else "total",
+        reverse=bool(direction),
+        source=source,
+        no_demand=demand,
+        noise=noise,
+        external=outside,
+    )
+
+
+def _carries(run: Run, w: Weights, into: Tensor, output: Tensor, place: int) -> Tensor:
+    """All carries of a layer and direction, from its outputs: call by call, each from the states that it was given."""
+    bounds = [(0, run.initial), *((step, states) for step, states, _ in run.starts)]
+    ends = [*(step for step, _ in bounds[1:]), run.steps]
+    parts = []
+    with torch.no_grad(), torch.autocast(into.device.type, enabled=False):
+        for (first, states), end in zip(bounds, ends, strict=True):
+            initial = torch.cat([state[place] for state in states], dim=-1)
+            made = run.form.cell.carries(w, into[first:end], output[first:end], initial)
+            parts.append(made if first == 0 else made[1:])
+    return torch.cat(parts)
+
+
+def _noise(run: Run, carries: Tensor, place: int) -> Tensor:
+    """(T, B, 2C): what the carry before each step is multiplied by, and what is added to it. See `Between`."""
+    mask, shift = torch.ones_like(carries[:-1]), torch.zeros_like(carries[:-1])
+    for step, states, factors in run.starts:
+        mask[step] = torch.cat([factor[place] for factor in factors], dim=-1)
+        shift[step] = torch.cat([state[place] for state in states], dim=-1) - mask[step] * carries[step]
+    return torch.cat((mask, shift), dim=-1)
+
+
+def _whole(run: Run, parts: list[Trace]) -> Trace:
+    """The stack of the parts as one trace."""
+
+    def beside(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values), dim=-1)
+
+    first = parts[0]
+    gradient = [torch.zeros_like(part.gradient) for part in parts[:-1]]
+    sequences = torch.arange(first.batch, device=first.x.device)
+    last = first.steps - 1 if run.lengths is None else run.lengths - 1
+    for step, states in run.at_states.items():  # what enters a lower layer from outside
+        for layer, into in enumerate(gradient):
+            into[last if step < 0 else step, sequences] += beside([state[layer] for state in states])
+    starts = [part.initial_gradient for part in parts if part.initial_gradient is not None]
+    return replace(
+        first,
+        name=run.layer,
+        cell=Stack(
+            tuple(part.cell for part in parts),
+            tuple(part.carries.shape[-1] for part in parts),
+            first.x.shape[-1],
+            bool(run.masks),
+        ),
+        weights=Weights(**{f"l{k}.{n}": v for k, part in enumerate(parts) for n, v in part.weights.tensors().items()}),
+        carries=beside([part.carries for part in parts]),
+        gradient=beside([*gradient, parts[-1].gradient]),
+        weight_gradients={f"l{k}.{n}": v for k, part in enumerate(parts) for n, v in part.weight_gradients.items()},
+        initial_gradient=beside(starts) if len(starts) == len(parts) else None,
+        names={f"l{k}.{n}": name for k, part in enumerate(parts) for n, name in part.names.items()},
+        noise=beside(run.masks) if run.masks else None,
+        lag="total",
+        no_demand=None,
+    )
+
+
+class _Inputs:
+    """Collects what a stream sends to the input of each step."""
+
+    paths = False
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.gradient = torch.zeros_like(trace.x)
+
+    def update(self, block: Block) -> None:
+        raise NotImplementedError("a stream has no lags")
+
+    def tail(self, block: Block) -> None:
+        sent = self.trace.cell.to_input(self.trace.weights, block.pre)[:, 0]
+        self.gradient[block.steps[:, 0]] = sent * power_of_two(block.common, sent.dtype)[:, None, None]
+
+    def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+        pass
+
+
+def input_gradient(trace: Trace) -> Tensor:
+    """(T, B, D): the gradient at the input of every step, of all that enters the trace."""
+    origins, sent = trace.origins(), _Inputs(trace)
+    if origins:
+        rows = trace.rows(origins)
+        exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+        with torch.no_grad():
+            stream(Linearization(trace), rows, exponent, torch.tensor(origins), [sent])
+    return sent.gradient
