@@ -60,8 +60,8 @@ file_options = (
     ),
     click.option(
         "--layout",
-        type=click.Choice(["W@x", "x@W"]),
-        help="A file of weights: gates in rows (W@x, the default), or in columns.",
+        type=click.Choice(["W@x", "x@W", "cudnn"]),
+        help="A file of weights: gates in rows (W@x, the default), in columns, or as Keras's CuDNN layers have them.",
     ),
     click.option(
         "--reset",
