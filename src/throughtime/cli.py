@@ -291,6 +291,7 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
         return
     for each in told:
         direction = " (reads from the end)" if each.reverse else ""
+        direction += f" (part of {each.stack})" if each.stack else ""
         if each.convention is None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue
