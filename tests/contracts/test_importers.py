@@ -129,7 +129,28 @@ def write_keras(module: nn.Module, path: Path) -> None:
         group["bias:0"] = biases if len(order) == 3 else biases.sum(0)
 
 
+class Named(nn.Module):
+    """A module that holds the layer under the name net.rnn."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"rnn": layer})
+
+    def forward(self, x):
+        return self.net["rnn"](x)[0]
+
+
+def write_pt2(module: nn.Module, path: Path) -> None:
+    size = module.input_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Named(module), (torch.zeros(2, 1, size, dtype=module.weight_ih_l0.dtype),))
+        with open(path, "wb") as file:
+            torch.export.save(program, file)
+
+
 WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {
+    "torch.export archive (.pt2)": write_pt2,
     "PyTorch state dict (.pt, .pth, .bin, .ckpt)": write_state_dict,
     "safetensors (.safetensors)": write_safetensors,
     "numpy arrays (.npz)": write_npz,
@@ -212,7 +233,7 @@ def test_a_whole_stack_runs_as_torchs_own(name, kind, options, tmp_path):
         (lambda state: [state.pop(name) for name in list(state) if name.endswith("_l1_reverse")], {}, "every"),
         (lambda state: None, {"reset": "before"}, "reset=before"),
         (lambda state: state.update(weight_ih_l1=torch.zeros(3 * H, 7)), {}, "7 inputs"),
-        (lambda state: state.update(weight_ih_l999999=state["weight_ih_l0"], weight_hh_l999999=state["weight_hh_l0"]), {}, "every"),
+        (lambda state: state.update({f"weight_{way}_l999999": state[f"weight_{way}_l0"] for way in ("ih", "hh")}), {}, "every"),
     ],
     ids=["missing", "reset before", "width", "level"],
 )  # fmt: skip
@@ -562,6 +583,48 @@ def test_modules_and_torchscript_only_with_the_users_word(kind, tmp_path):
     with pytest.raises(tt.ThroughtimeError, match=r"run code.*--trust"):
         tt.load(path)
     torch.testing.assert_close(tt.load(path, trust=True)(x)[0], model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_pickle": True}, "pickled"),
+        ({"sizes": [{"as_int": 1_000_000}, {"as_int": 1_000_000}]}, "a tensor within its data"),
+        ({"storage_offset": {"as_int": -1}}, "a tensor within its data"),
+        ({"strides": [{"as_int": 0}, {"as_int": 0}]}, "a tensor within its data"),
+        (
+            {"sizes": [{"as_int": 8}, {"as_int": 60}], "strides": [{"as_int": 1}, {"as_int": 1}]},
+            "a tensor within its data",
+        ),
+        ({"path_name": "../../byteorder"}, "cannot be read"),
+        ({"dtype": "float"}, "no dense tensor"),
+        ({"sizes": "many"}, "cannot be read"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_table_of_an_export_archive_that_lies(change, words, tmp_path):
+    write_pt2(nn.GRU(D, H), tmp_path / "whole.pt2")
+    with zipfile.ZipFile(tmp_path / "whole.pt2") as old, zipfile.ZipFile(tmp_path / "lies.pt2", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("model_weights_config.json"):
+                table = json.loads(content)
+                told = table["config"]["net.rnn.weight_hh_l0"]
+                for key, value in change.items():
+                    (told if key in told else told["tensor_meta"])[key] = value
+                content = json.dumps(table).encode()
+            new.writestr(name, content)
+    with pytest.raises(tt.ThroughtimeError, match=words):
+        tt.load(tmp_path / "lies.pt2")
+
+
+def test_an_export_archive_of_an_older_torch_is_refused_by_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "old.pt2", "w") as packed:
+        packed.writestr("serialized_exported_program.json", "{}")
+        packed.writestr("serialized_state_dict.pt", pickle.dumps(Runs(tmp_path / "ran")))
+    with pytest.raises(tt.ThroughtimeError, match="older torch"):
+        tt.load(tmp_path / "old.pt2", trust=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_tensor_that_claims_more_than_there_is(tmp_path):
