@@ -366,11 +366,18 @@ def test_peepholes_and_weights_from_elsewhere_are_refused(tmp_path):
         ("peepholes", "peepholes"),
         ("external", "external data"),
         ("computed", "computed in the graph"),
+        ("initial", "a learned initial state"),
+        ("quantized", "a DynamicQuantizeLSTM"),
     ):
         model = load_from_string(onnx_model("LSTM", onnx_arrays(nn.LSTM(D, H), "LSTM")))
         if change == "peepholes":
             model.graph.node[0].input.extend(["", "", "", "P"])
             model.graph.initializer.append(helper.make_tensor("P", TensorProto.FLOAT, [1, 3 * H], [0.1] * 3 * H))
+        elif change == "initial":
+            model.graph.node[0].input.extend(["", "h0"])
+            model.graph.initializer.append(helper.make_tensor("h0", TensorProto.FLOAT, [1, 1, H], [0.1] * H))
+        elif change == "quantized":
+            model.graph.node[0].op_type, model.graph.node[0].domain = "DynamicQuantizeLSTM", "com.microsoft"
         elif change == "computed":
             del model.graph.initializer[1]
         else:

@@ -21,6 +21,7 @@ GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
 PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 """Activations of one direction that are the cell's own."""
 RECURRENT = {"RNN": {"Tanh": "rnn-tanh", "Relu": "rnn-relu"}}
+QUANTIZED = "DynamicQuantizeLSTM"
 DEEPEST = 20  # levels of nested graphs that are looked into
 REFUSED = {"clip": "clipped pre-activations", "input_forget": "coupled input and forget gates"}
 
@@ -81,6 +82,8 @@ def _operators(graph: Any, above: dict[str, Any], depth: int = 0) -> Iterator[tu
     for place, node in enumerate(graph.node):
         if node.op_type in GATES and node.domain in ("", "ai.onnx"):
             yield node.name or f"{node.op_type}_{place}", node, seen
+        if node.op_type == QUANTIZED:
+            yield node.name or f"{node.op_type}_{place}", node, {}
         for attribute in node.attribute if depth < DEEPEST else ():
             for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
                 yield from _operators(inner, seen, depth + 1)
@@ -90,12 +93,16 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
     """One layer a direction."""
     from onnx.helper import get_attribute_value
 
+    if node.op_type == QUANTIZED:
+        yield Found(name, {}, refused="a DynamicQuantizeLSTM, whose weights are integers of onnxruntime's own")
+        return
     said = {each.name: get_attribute_value(each) for each in node.attribute}
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
     W, R, B = (_array(arrays.get(given[place])) for place in (1, 2, 3))
-    refused = _why_not(said, given, [W, R, B], len(names))
+    initial = [_array(arrays.get(given[place])) for place in (5, 6)]
+    refused = _why_not(said, given, [W, R, B], len(names), initial)
     if refused or W is None or R is None:
         yield Found(name, {}, refused=refused)
         return
@@ -119,8 +126,14 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
         yield Found(name + way, roles, stated, reverse=direction == "reverse" or bool(way), refused=words)
 
 
-def _why_not(said: dict[str, Any], given: list[str], stacked: list[np.ndarray | None], directions: int) -> str:
-    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B."""
+def _why_not(
+    said: dict[str, Any],
+    given: list[str],
+    stacked: list[np.ndarray | None],
+    directions: int,
+    initial: list[np.ndarray | None],
+) -> str:
+    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B; initial: states in the file."""
     if any(value is None for value, name in zip(stacked, given[1:4], strict=True) if name):
         return "whose weights do not stand in the file (computed in the graph, or external data)"
     sets = {len(value) for value in stacked if value is not None}
@@ -131,6 +144,8 @@ def _why_not(said: dict[str, Any], given: list[str], stacked: list[np.ndarray | 
             return f"{words}, which cannot be explained yet"
     if given[7]:
         return "peepholes, which cannot be explained yet"
+    if any(value is not None and value.any() for value in initial):
+        return "a learned initial state, which is not read yet"
     return ""
 
 

@@ -1,7 +1,7 @@
 """torch.export archives (.pt2), read as a PyTorch state dict is. The program in them is neither loaded nor run.
 
-torch.export.load may unpickle, so it is not used: a JSON table beside the weights says name, dtype, sizes and strides of each, and
-the data are raw bytes. Archives before this layout, and weights that the table calls pickled, are refused by name.
+torch.export.load may unpickle, so it is not used: a JSON table beside the weights says name, dtype, sizes and strides of each,
+and the data are raw bytes. Archives before this layout, and weights that the table calls pickled, are refused by name.
 """
 
 from __future__ import annotations
