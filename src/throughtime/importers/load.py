@@ -35,8 +35,8 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
 
     file: a PyTorch state dict, safetensors, ONNX, Keras or .npz, told by its content. layer: which one, where it holds
     several; a stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions
-    as one torch.nn.GRU, LSTM or RNN (files named as torch names them). trust: your word that the file may run code (pickles
-    of whole modules, TorchScript). convention: cell, gates, layout, reset, z (see
+    as one torch.nn.GRU, LSTM or RNN (files named as torch names them, and ONNX). trust: your word that the file may run
+    code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z (see
     `throughtime.importers.convention.Convention`), for what the file leaves open.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given

@@ -7,6 +7,7 @@ operators' specification, https://onnx.ai/onnx/operators/.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +44,11 @@ class Onnx(Importer):
     def layers(self, path: Path, trust: bool) -> list[Found]:
         graph = _graph(path)
         try:
-            return [found for name, node, arrays in _operators(graph, {}) for found in _layers(name, node, arrays)]
+            made, seen = [], Counter()
+            for name, node, arrays in _operators(graph, {}):
+                seen[name] += 1  # the branches of an If may use the same names
+                made += _layers(name + (f"#{seen[name]}" if seen[name] > 1 else ""), node, arrays)
+            return made
         except InputError:
             raise
         except (
@@ -123,7 +128,9 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
             stated["gates"] = GATES[node.op_type]
         other = own != PLAIN.get(node.op_type, own) or not stated["cell"]
         words = f"activations {', '.join(own)}, which cannot be explained yet" if other else ""
-        yield Found(name + way, roles, stated, reverse=direction == "reverse" or bool(way), refused=words)
+        backwards, stack = direction == "reverse" or bool(way), name if len(names) > 1 else ""
+        own_name = f"{name}_l0{way}" if stack else name
+        yield Found(own_name, roles, stated, reverse=backwards, refused=words, stack=stack)
 
 
 def _why_not(
