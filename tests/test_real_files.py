@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,3 +83,44 @@ def test_khmer_transliteration(tmp_path):
         expected = (result[0] if isinstance(result, list | tuple) else result).detach().cpu().numpy()
         own = output.detach().numpy().transpose(1, 0, 2)
         np.testing.assert_allclose(own if layer.return_sequences else own[:, -1], expected, atol=1e-5)
+
+
+def test_textgenrnn(tmp_path):
+    """Two LSTMs 128 in CuDNNLSTM's layout (MIT, an sdist); against Keras 2.3.1's own conversion, then plain LSTM equations."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-binary",
+        ":all:",
+    ]
+    subprocess.run([*command, "-d", str(tmp_path), "textgenrnn==2.0.0"], check=True)
+    path = tmp_path / "textgenrnn_weights.hdf5"
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
+        member = sdist.extractfile("textgenrnn-2.0.0/textgenrnn/textgenrnn_weights.hdf5")
+        assert member is not None
+        path.write_bytes(member.read())
+    saving = ast.parse(fetched("keras==2.3.1", "keras/engine/saving.py", tmp_path).read_text(encoding="utf-8"))
+    wanted = [each for each in saving.body if getattr(each, "name", "") == "_convert_rnn_weights"]
+    names: dict = {"np": np}
+    exec(compile(ast.Module(wanted, []), "saving.py", "exec"), names)
+    found = {each.name: each for each in layers(path)}
+    assert list(found) == ["rnn_1", "rnn_2"]
+    for name, width in (("rnn_1", 100), ("rnn_2", 128)):
+        arrays = [found[name].arrays[role] for role in ("weight_ih", "weight_hh", "bias_ih")]
+        target = type("LSTM", (SimpleNamespace,), {})()
+        kernel, recurrent, bias = names["_convert_rnn_weights"](target, arrays)
+        x = np.random.default_rng(0).normal(size=(9, width)).astype(np.float32)
+        h, c, states = np.zeros(128, np.float32), np.zeros(128, np.float32), []
+        for step in x:
+            i, f, g, o = np.split(step @ kernel + h @ recurrent + bias, 4)
+            i, f, o = (1 / (1 + np.exp(-each)) for each in (i, f, o))
+            c = f * c + i * np.tanh(g)
+            h = o * np.tanh(c)
+            states.append(h)
+        output = tt.load(path, layer=name)(torch.from_numpy(x))[0]
+        np.testing.assert_allclose(output.detach(), np.stack(states), atol=1e-5)

@@ -60,8 +60,8 @@ file_options = (
     ),
     click.option(
         "--layout",
-        type=click.Choice(["W@x", "x@W"]),
-        help="A file of weights: gates in rows (W@x, the default), or in columns.",
+        type=click.Choice(["W@x", "x@W", "cudnn"]),
+        help="A file of weights: gates in rows (W@x, the default), in columns, or as Keras's CuDNN layers have them.",
     ),
     click.option(
         "--reset",
@@ -291,6 +291,7 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
         return
     for each in told:
         direction = " (reads from the end)" if each.reverse else ""
+        direction += f" (part of {each.stack})" if each.stack else ""
         if each.convention is None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue

@@ -26,7 +26,8 @@ class Inspected:
     """A layer of a file.
 
     convention: how it is read, from the file and from what was said; None where a word is missing, or it is refused: `lacks`
-    says what. inputs, units: D and H, where it could be read. findings: of the rules that need the weights alone.
+    says what. inputs, units: D and H, where it could be read. findings: of the rules that need the weights alone. stack: the
+    name of the whole that it is a part of, or "".
     """
 
     name: str
@@ -36,6 +37,7 @@ class Inspected:
     inputs: int | None
     units: int | None
     findings: tuple[Finding, ...]
+    stack: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain Python, for JSON."""
@@ -59,7 +61,7 @@ def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
             lacks, convention = f"{error.got}; expected {error.expected}", None
     inputs, units = (None, None) if layer is None else (layer.input_size, layer.hidden_size)
     findings = () if layer is None else of_weights(layer)
-    return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings)
+    return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings, found.stack)
 
 
 def of_weights(layer: Recurrent) -> tuple[Finding, ...]:

@@ -15,7 +15,7 @@ from throughtime.recurrent import Recurrent
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "cell": ("gru", "lstm", "rnn-tanh", "rnn-relu"),
-    "layout": ("W@x", "x@W"),
+    "layout": ("W@x", "x@W", "cudnn"),
     "reset": ("before", "after"),
     "z": ("keeps", "takes"),
 }
@@ -34,7 +34,8 @@ class Convention:
     """How stacked arrays are to be read.
 
     cell: "gru", "lstm", "rnn-tanh" or "rnn-relu". gates: their order in the file, e.g. "zrh" (n and h, g and c are the
-    same). layout: "W@x" (torch: gates stacked in rows) or "x@W" (Keras: in columns). reset: "before" or "after" the product
+    same). layout: "W@x" (torch: gates stacked in rows), "x@W" (Keras: in columns) or "cudnn" (Keras's CuDNNLSTM and CuDNNGRU:
+    in columns, each block (D, H) holding a row-major (H, D), and one bias of both). reset: "before" or "after" the product
     (GRU). z: "keeps" the old state or "takes" the candidate (GRU).
     """
 
@@ -90,7 +91,10 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
                 f"one named {' or '.join(ROLES[role])}",
                 "rename the arrays when saving them",
             )
-    order, bias = convention.order(cell), found["bias_ih"]
+    order = convention.order(cell)
+    if convention.layout == "cudnn":
+        found = _in_rows(found, len(order))
+    bias = found["bias_ih"]
     if bias is not None and bias.ndim == 2 and len(bias) == 2 and found["bias_hh"] is None:
         if convention.cell == "gru" and convention.reset == "before":
             raise InputError(
@@ -130,6 +134,26 @@ def tensor(value: np.ndarray, what: str) -> Tensor:
         raise InputError(
             f"{what}, of dtype {value.dtype}", "numbers such as float32 or int64", "convert the array"
         ) from error
+
+
+def _in_rows(found: Mapping[str, np.ndarray | None], gates: int) -> dict[str, np.ndarray | None]:
+    """cuDNN's layout in rows. Keras hands each block to cuDNN as it lies in memory, which reads it as a row-major (H, D)."""
+    rows = dict(found)
+    for role in ("weight_ih", "weight_hh"):
+        value = found[role]
+        if value is None or value.ndim != 2 or not value.size or value.shape[1] % gates:
+            continue  # told as what it is, with the other shapes that do not fit
+        width, units = value.shape[0], value.shape[1] // gates
+        rows[role] = np.concatenate([block.reshape(units, width) for block in np.hsplit(value, gates)])
+    bias, units = found["bias_ih"], rows["weight_hh"]
+    if found["bias_hh"] is not None or bias is None or units is None or bias.shape != (2 * units.shape[0],):
+        raise InputError(
+            f"a bias of shape {None if bias is None else bias.shape} and layout='cudnn'",
+            f"one of ({2 * gates}·H,): that of the input, then that of the state",
+            "declare layout=x@W (--layout) of weights that are not cuDNN's",
+        )
+    rows["bias_ih"], rows["bias_hh"] = np.split(bias, 2)
+    return rows
 
 
 def _restack(value: np.ndarray | None, name: str, dimensions: int, order: list[int], layout: str) -> Tensor | None:

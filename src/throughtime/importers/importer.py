@@ -25,7 +25,8 @@ class Found:
 
     name: in the file. arrays: by role (`ROLES`), as they lie there. stated: words of the convention that the format or the
     file itself says (see `Convention`). choices: where the cell is not stated, what it may be. reverse: whether it reads the
-    sequence from its end. refused: why it cannot be loaded, or "".
+    sequence from its end. refused: why it cannot be loaded, or "". stack, level: the name of the whole that it is a part of, ""
+    where it stands alone, and its place there.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Found:
     choices: tuple[str, ...] = ()
     reverse: bool = False
     refused: str = ""
+    stack: str = ""
+    level: int = 0
 
 
 class Importer(ABC):

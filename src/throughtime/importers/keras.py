@@ -3,6 +3,8 @@
 kernel (D, G·H), recurrent_kernel (H, G·H), bias: gates in columns, i, f, c, o (LSTM) and z, r, h (GRU); z keeps. A GRU's bias
 of two rows means that it resets after the product, of one row before. A configuration, where the file has one, says activations
 and direction; a file of weights alone does not, so the cell is asked for, and with it sigmoid gates and tanh are meant.
+CuDNNLSTM and CuDNNGRU (Keras 2), told by a bias of 8H or 6H, have a layout of their own ("cudnn", see `Convention`); they are
+always sigmoid and tanh, reset after the product, so nothing is asked.
 
 Links to other places and files, virtual data sets and data outside of the file are refused: HDF5 would follow them.
 """
@@ -156,8 +158,12 @@ def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
     if not kind or kernel.ndim != 2:
         return Found(name, roles, refused=f"recurrent_kernel of shape {recurrent.shape}, not 1, 3 or 4 square gates")
     count, cell, order = CELLS[kind]
-    if bias is not None and bias.ndim == 1 and len(bias) == 2 * count * recurrent.shape[0]:
-        return Found(name, roles, refused="in CuDNN's layout, which is not read yet")
+    cudnn = cell != "" and bias is not None and bias.shape == (2 * count * recurrent.shape[0],)
+    if cudnn:
+        return _cudnn(name, roles, kind, layer)
+    if _class(layer).startswith("CuDNN"):
+        shape = None if bias is None else bias.shape
+        return Found(name, roles, refused=f"a {_class(layer)} with a bias of shape {shape}, not ({2 * count}·H,)")
     stated = {"layout": "x@W"} | ({"gates": order} if order else {})
     if kind == "GRU":
         after = bias.ndim == 2 if bias is not None else _config(layer).get("reset_after")
@@ -181,6 +187,24 @@ def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
         if (activation, recurrent_activation) != ("tanh", "sigmoid"):
             refused = f"activations {recurrent_activation} and {activation}, which cannot be explained yet"
     return Found(name, roles, stated, reverse=backward or bool(config.get("go_backwards")), refused=refused)
+
+
+def _cudnn(name: str, roles: Arrays, kind: str, layer: dict[str, Any] | None) -> Found:
+    """A layer in cuDNN's layout, of any configuration: Keras tells it by the bias, and converts, whatever the class."""
+    _, cell, order = CELLS[kind]
+    stated = {"layout": "cudnn", "cell": cell, "gates": order}
+    stated |= {"reset": "after", "z": "keeps"} if kind == "GRU" else {}
+    config = _config(layer)
+    used = config.get("activation", "tanh"), config.get("recurrent_activation", "sigmoid")
+    refused = "" if used == ("tanh", "sigmoid") else f"activations {used[1]} and {used[0]}, which cuDNN does not have"
+    reverse = "/backward" in name or bool(config.get("go_backwards"))
+    return Found(name, roles, stated, reverse=reverse, refused=refused)
+
+
+def _class(layer: dict[str, Any] | None) -> str:
+    """The class of the recurrent layer itself, which a Bidirectional one holds inside."""
+    inner = (layer or {}).get("config", {}).get("layer")
+    return str((inner if isinstance(inner, dict) else layer or {}).get("class_name", ""))
 
 
 def _config(layer: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from throughtime.errors import InputError, UnsupportedError
 from throughtime.importers import importer
 from throughtime.importers.convention import CHOICES, Convention, recurrent
 from throughtime.importers.importer import Found
+from throughtime.importers.stack import whole
 from throughtime.recurrent import Recurrent
 
 
@@ -33,8 +34,10 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
 
     file: a PyTorch state dict, safetensors, ONNX, Keras or .npz, told by its content. layer: which one, where it holds
-    several. trust: your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates,
-    layout, reset, z (see `throughtime.importers.convention.Convention`), for what the file leaves open.
+    several; a stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions
+    as one torch.nn.GRU, LSTM or RNN (files named as torch names them, and ONNX). trust: your word that the file may run
+    code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z (see
+    `throughtime.importers.convention.Convention`), for what the file leaves open.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
     and another than the file states, a file that is damaged or not trusted; UnsupportedError: a layer that cannot be explained.
@@ -43,15 +46,26 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     if unknown:
         names = ", ".join(Convention.__dataclass_fields__)
         raise InputError(f"the option {unknown[0]!r}", f"options of {names}", "say the file's convention by these")
-    found = chosen(layers(file, trust), str(file), layer)
+    held = layers(file, trust)
+    stacks = {each.stack for each in held}
+    name = stacks.pop() if layer is None and len(stacks) == 1 else layer
+    parts = [each for each in held if name and each.stack == name and name not in [other.name for other in held]]
+    if parts:
+        return whole([(each, _made(each, str(file), convention)) for each in parts], str(name))
+    found = chosen(held, str(file), layer)
+    made = _made(found, str(file), convention)
+    return Reversed(made) if found.reverse else made
+
+
+def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent:
+    """One layer in the direction in which it reads. Raises InputError and UnsupportedError as `load` does."""
     if found.refused:
         raise UnsupportedError(
             f"layer {found.name!r} of {file}, {found.refused}",
             "one layer of a GRU, an LSTM or an RNN",
             "choose another layer (`throughtime inspect` lists them), or record the model itself",
         )
-    made = recurrent(found.arrays, read_as(found, str(file), convention))
-    return Reversed(made) if found.reverse else made
+    return recurrent(found.arrays, read_as(found, file, convention))
 
 
 def layers(file: str | Path, trust: bool = False) -> list[Found]:
@@ -69,14 +83,17 @@ def layers(file: str | Path, trust: bool = False) -> list[Found]:
 def chosen(found: list[Found], file: str, name: str | None) -> Found:
     """The one of that name, or the only one. Raises InputError."""
     names = [each.name for each in found]
+    stacks = [stack for stack in dict.fromkeys(each.stack for each in found) if stack and stack not in names]
     if name is None and len(found) == 1:
         return found[0]
     if name is None:
         raise InputError(
-            f"{len(found)} recurrent layers in {file}", f"one of {', '.join(names)}", "name one: layer (--layer)"
+            f"{len(found)} recurrent layers in {file}",
+            f"one of {', '.join(names + stacks)}",
+            "name one: layer (--layer)",
         )
     if name not in names:
-        raise InputError(f"layer {name!r}", f"one of {', '.join(names)}", "name one that the file holds")
+        raise InputError(f"layer {name!r}", f"one of {', '.join(names + stacks)}", "name one that the file holds")
     return found[names.index(name)]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +19,25 @@ from throughtime.importers.importer import Found
 
 PROJECTION = "weight_hr"  # of an LSTM with proj_size
 WORDS = sorted([word for words in ROLES.values() for word in words] + [PROJECTION], key=len, reverse=True)
-NAME = re.compile(rf"(?P<prefix>.*?)[._/]?(?P<role>{'|'.join(WORDS)})(?:_l(?P<level>\d+))?(?P<reverse>_reverse)?")
+NAME = re.compile(rf"(?P<prefix>.*?)[._/]?(?P<role>{'|'.join(WORDS)})(?:_l(?P<level>\d{{1,6}}))?(?P<reverse>_reverse)?")
 """A recurrent layer's array: any prefix, what it is, the layer of a stack, the direction."""
 
 
-def by_layer(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, bool], dict[str, np.ndarray]]:
-    """Arrays grouped: (layer's name, whether it is the reverse direction) → role → array.
+class Place(NamedTuple):
+    """Where a layer stands: its name, direction, and the stack and level, see `Found`."""
 
-    `a.rnn.weight_ih_l1_reverse` is weight_ih of the layer "a.rnn_l1_reverse"; the one layer of a stack of one is "a.rnn", and
-    one without a prefix "rnn". Arrays that are no recurrent layer's are passed over, as are groups that lack a weight.
+    name: str
+    reverse: bool
+    stack: str
+    level: int
+
+
+def by_layer(arrays: Mapping[str, np.ndarray]) -> dict[Place, dict[str, np.ndarray]]:
+    """Arrays grouped: the layer's place → role → array.
+
+    `a.rnn.weight_ih_l1_reverse` is weight_ih of the layer "a.rnn_l1_reverse", of the stack "a.rnn"; a layer that stands alone
+    is "a.rnn" itself, and one without a prefix "rnn". Arrays that are no recurrent layer's are passed over, as are groups that
+    lack a weight.
     """
     grouped: dict[tuple[str, int, bool], dict[str, np.ndarray]] = {}
     for name, value in arrays.items():
@@ -35,11 +48,13 @@ def by_layer(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, bool], dict[st
         place = (read["prefix"].rstrip("._/"), int(read["level"] or 0), bool(read["reverse"]))
         grouped.setdefault(place, {})[role] = value
     whole = {place: roles for place, roles in grouped.items() if {"weight_ih", "weight_hh"} <= set(roles)}
-    stacked = {prefix for prefix, level, _ in whole if level}
+    parts = Counter(prefix for prefix, _, _ in whole)
     named = {}
     for (prefix, level, reverse), roles in whole.items():
-        suffix = (f"_l{level}" if prefix in stacked else "") + ("_reverse" if reverse else "")
-        named[(prefix or "rnn") + suffix, reverse] = roles
+        name, way = prefix or "rnn", "_reverse" if reverse else ""
+        stacked = parts[prefix] > 1
+        place = (f"{name}_l{level}{way}", reverse, name, level) if stacked else (name + way, reverse, "", 0)
+        named[Place(*place)] = roles
     return named
 
 
@@ -50,7 +65,10 @@ def torch_layers(tensors: Mapping[str, Tensor]) -> list[Found]:
     activation no state dict holds.
     """
     arrays = {name: as_array(name, value) for name, value in tensors.items() if NAME.fullmatch(name)}
-    return [_torch_layer(name, reverse, roles) for (name, reverse), roles in by_layer(arrays).items()]
+    return [
+        replace(_torch_layer(place.name, place.reverse, roles), stack=place.stack, level=place.level)
+        for place, roles in by_layer(arrays).items()
+    ]
 
 
 def _torch_layer(name: str, reverse: bool, roles: Mapping[str, np.ndarray]) -> Found:

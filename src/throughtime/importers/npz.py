@@ -32,8 +32,15 @@ class NumpyArrays(Importer):
     def layers(self, path: Path, trust: bool) -> list[Found]:
         arrays = read_arrays(path)
         return [
-            Found(name, roles, choices=CHOICES["cell"], reverse=reverse)
-            for (name, reverse), roles in by_layer(arrays).items()
+            Found(
+                place.name,
+                roles,
+                choices=CHOICES["cell"],
+                reverse=place.reverse,
+                stack=place.stack,
+                level=place.level,
+            )
+            for place, roles in by_layer(arrays).items()
         ]
 
 

@@ -7,6 +7,7 @@ operators' specification, https://onnx.ai/onnx/operators/.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
 PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 """Activations of one direction that are the cell's own."""
 RECURRENT = {"RNN": {"Tanh": "rnn-tanh", "Relu": "rnn-relu"}}
+QUANTIZED = "DynamicQuantizeLSTM"
 DEEPEST = 20  # levels of nested graphs that are looked into
 REFUSED = {"clip": "clipped pre-activations", "input_forget": "coupled input and forget gates"}
 
@@ -42,7 +44,11 @@ class Onnx(Importer):
     def layers(self, path: Path, trust: bool) -> list[Found]:
         graph = _graph(path)
         try:
-            return [found for name, node, arrays in _operators(graph, {}) for found in _layers(name, node, arrays)]
+            made, seen = [], Counter()
+            for name, node, arrays in _operators(graph, {}):
+                seen[name] += 1  # the branches of an If may use the same names
+                made += _layers(name + (f"#{seen[name]}" if seen[name] > 1 else ""), node, arrays)
+            return made
         except InputError:
             raise
         except (
@@ -81,6 +87,8 @@ def _operators(graph: Any, above: dict[str, Any], depth: int = 0) -> Iterator[tu
     for place, node in enumerate(graph.node):
         if node.op_type in GATES and node.domain in ("", "ai.onnx"):
             yield node.name or f"{node.op_type}_{place}", node, seen
+        if node.op_type == QUANTIZED:
+            yield node.name or f"{node.op_type}_{place}", node, {}
         for attribute in node.attribute if depth < DEEPEST else ():
             for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
                 yield from _operators(inner, seen, depth + 1)
@@ -90,12 +98,16 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
     """One layer a direction."""
     from onnx.helper import get_attribute_value
 
+    if node.op_type == QUANTIZED:
+        yield Found(name, {}, refused="a DynamicQuantizeLSTM, whose weights are integers of onnxruntime's own")
+        return
     said = {each.name: get_attribute_value(each) for each in node.attribute}
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
     W, R, B = (_array(arrays.get(given[place])) for place in (1, 2, 3))
-    refused = _why_not(said, given, [W, R, B], len(names))
+    initial = [_array(arrays.get(given[place])) for place in (5, 6)]
+    refused = _why_not(said, given, [W, R, B], len(names), initial)
     if refused or W is None or R is None:
         yield Found(name, {}, refused=refused)
         return
@@ -116,11 +128,19 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
             stated["gates"] = GATES[node.op_type]
         other = own != PLAIN.get(node.op_type, own) or not stated["cell"]
         words = f"activations {', '.join(own)}, which cannot be explained yet" if other else ""
-        yield Found(name + way, roles, stated, reverse=direction == "reverse" or bool(way), refused=words)
+        backwards, stack = direction == "reverse" or bool(way), name if len(names) > 1 else ""
+        own_name = f"{name}_l0{way}" if stack else name
+        yield Found(own_name, roles, stated, reverse=backwards, refused=words, stack=stack)
 
 
-def _why_not(said: dict[str, Any], given: list[str], stacked: list[np.ndarray | None], directions: int) -> str:
-    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B."""
+def _why_not(
+    said: dict[str, Any],
+    given: list[str],
+    stacked: list[np.ndarray | None],
+    directions: int,
+    initial: list[np.ndarray | None],
+) -> str:
+    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B; initial: states in the file."""
     if any(value is None for value, name in zip(stacked, given[1:4], strict=True) if name):
         return "whose weights do not stand in the file (computed in the graph, or external data)"
     sets = {len(value) for value in stacked if value is not None}
@@ -131,6 +151,8 @@ def _why_not(said: dict[str, Any], given: list[str], stacked: list[np.ndarray | 
             return f"{words}, which cannot be explained yet"
     if given[7]:
         return "peepholes, which cannot be explained yet"
+    if any(value is not None and value.any() for value in initial):
+        return "a learned initial state, which is not read yet"
     return ""
 
 

@@ -1,0 +1,100 @@
+"""torch.export archives (.pt2), read as a PyTorch state dict is. The program in them is neither loaded nor run.
+
+torch.export.load may unpickle, so it is not used: a JSON table beside the weights says name, dtype, sizes and strides of each,
+and the data are raw bytes. Archives before this layout, and weights that the table calls pickled, are refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from throughtime.errors import InputError
+from throughtime.importers import archive, importer
+from throughtime.importers.importer import Found, Importer
+from throughtime.importers.naming import NAME, torch_layers
+
+TABLE = "data/weights/model_weights_config.json"
+BEFORE = "serialized_exported_program.json"  # in the archives of torch before 2.8
+KINDS = {6: torch.float16, 7: torch.float32, 8: torch.float64, 13: torch.bfloat16}
+"""By torch's own number of a type in the table, torch._export.serde.schema.ScalarType."""
+STRIDED, LITTLE = 7, b"little"
+
+
+class Pt2(Importer):
+    """A .pt2 file that torch.export.save wrote."""
+
+    name: ClassVar[str] = "torch.export archive (.pt2)"
+
+    def reads(self, path: Path, head: bytes) -> bool:
+        return any(each == BEFORE or each.endswith(f"/{TABLE}") for each in archive.names(path))
+
+    def layers(self, path: Path, trust: bool) -> list[Found]:
+        archive.check_size(path)
+        if BEFORE in archive.names(path):
+            raise InputError(
+                f"{path}, an archive of an older torch, whose weights are pickled",
+                "an archive with raw weights",
+                "save it anew with this torch, or save model.state_dict()",
+            )
+        try:
+            return torch_layers(_weights(path))
+        except InputError:
+            raise
+        except Exception as error:  # zip and JSON have their own for damaged files, and a table may hold anything
+            said = (str(error) or type(error).__name__).partition("\n")[0]
+            raise InputError(
+                f"{path}, which cannot be read: {said[:200]}", "a whole .pt2 file", "write it anew: torch.export.save"
+            ) from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of recurrent layers by their names in the program."""
+    with zipfile.ZipFile(path) as packed:
+        place = next(each for each in packed.namelist() if each.endswith(f"/{TABLE}"))
+        root = place.removesuffix(TABLE)
+        order = packed.read(f"{root}byteorder")
+        if order != LITTLE:
+            raise InputError(f"{path} with bytes in the order {order[:20]!r}", "little", "save model.state_dict()")
+        table = json.loads(packed.read(place))["config"]
+        folder, left, read = root + TABLE.rpartition("/")[0], importer.LARGEST, {}
+        for name, told in table.items():
+            if NAME.fullmatch(name) is None:
+                continue
+            size = packed.getinfo(f"{folder}/{told['path_name']}").file_size
+            left -= size  # several names may share one entry: what is read counts, not what is stored
+            if left < 0:
+                raise InputError(f"weights of more than {importer.LARGEST:,} bytes", "fewer", "check the file")
+            read[name] = _tensor(name, told, packed.read(f"{folder}/{told['path_name']}"))
+        return read
+
+
+def _tensor(name: str, told: dict[str, Any], content: bytes) -> Tensor:
+    """The tensor that a row of the table describes. Raises InputError where it is pickled, or does not fit its data."""
+    meta = told["tensor_meta"]
+    if told["use_pickle"] or meta["dtype"] not in KINDS or meta["layout"] != STRIDED:
+        raise InputError(
+            f"{name}, which is pickled or no dense tensor of floating point numbers",
+            "raw weights",
+            "save model.state_dict()",
+        )
+    sizes, strides = ([int(each["as_int"]) for each in meta[key]] for key in ("sizes", "strides"))
+    kind, offset = KINDS[meta["dtype"]], int(meta["storage_offset"]["as_int"])
+    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    bad = not sizes or min(sizes) < 1 or min(strides) < 1 or offset < 0
+    largest = max(last + 1, math.prod(sizes))  # strides that overlap would make much of little
+    if bad or largest * kind.itemsize > len(content):
+        raise InputError(
+            f"{name} of sizes {sizes}, strides {strides}, in {len(content):,} bytes",
+            "a tensor within its data",
+            "check the file",
+        )
+    return torch.frombuffer(bytearray(content), dtype=kind, count=len(content) // kind.itemsize).as_strided(
+        sizes, strides, offset
+    )

@@ -1,0 +1,68 @@
+"""A whole stack, all layers and both directions, as torch's own module: `load` of a stack's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from throughtime.cells import GRU, LSTM
+from throughtime.errors import InputError, UnsupportedError
+from throughtime.importers.importer import Found
+from throughtime.recurrent import Recurrent
+
+TORCH = {GRU(): nn.GRU, LSTM(): nn.LSTM}
+"""Cells of which torch has stacks, besides its RNN; a GRU of another convention is none of them."""
+
+
+def whole(parts: Sequence[tuple[Found, Recurrent]], name: str) -> nn.Module:
+    """torch.nn.GRU, LSTM or RNN of these parts: x (T, B, D) to (output, states), each part's weights copied.
+
+    Raises InputError where parts are missing or do not fit one another; UnsupportedError for a cell that torch does not stack.
+    """
+    layers = {(found.level, found.reverse): layer for found, layer in parts}
+    first = parts[0][1]
+    ways = [False, True] if any(reverse for _, reverse in layers) else [False]
+    depth = 1 + max(level for level, _ in layers)
+    wanted = {(level, way) for level in range(min(depth, len(parts) + 1)) for way in ways}
+    if set(layers) != wanted or len(layers) != len(parts):
+        have = ", ".join(found.name for found, _ in parts)
+        raise InputError(
+            f"{name} of the parts {have}", "every layer of the stack, in as many directions", "check the file"
+        )
+    if any(layer.cell != first.cell for layer in layers.values()):
+        raise InputError(f"{name}, of several cells", "one cell in all its parts", "load its parts one by one")
+    make = nn.RNN if first.cell.name == "rnn" else TORCH.get(first.cell)
+    if make is None:
+        told = ", ".join(f"{word}={value}" for word, value in first.cell.convention.items())
+        raise UnsupportedError(
+            f"the whole of {name}, {first.cell.name} with {told}",
+            "a cell that torch stacks",
+            "load its parts one by one",
+        )
+    biased = any(value is not None for layer in layers.values() for value in (layer.bias_ih_l0, layer.bias_hh_l0))
+    options = {} if make is not nn.RNN else {"nonlinearity": first.cell.activation}  # type: ignore[attr-defined]
+    for (level, _), layer in layers.items():
+        width = first.input_size if not level else first.hidden_size * len(ways)
+        if (layer.input_size, layer.hidden_size) != (width, first.hidden_size):
+            raise InputError(
+                f"{name}, whose layer {level} has {layer.input_size} inputs and {layer.hidden_size} units",
+                f"{width} and {first.hidden_size}, as the layers before it say",
+                "load its parts one by one",
+            )
+    made = make(
+        first.input_size,
+        first.hidden_size,
+        num_layers=depth,
+        bias=biased,
+        bidirectional=len(ways) == 2,
+        dtype=first.weight_hh_l0.dtype,
+        **options,
+    )
+    with torch.no_grad():
+        for (level, reverse), layer in layers.items():
+            for role in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if biased else 2]:
+                value, target = getattr(layer, f"{role}_l0"), getattr(made, f"{role}_l{level}{'_reverse' * reverse}")
+                target.zero_() if value is None else target.copy_(value)
+    return made
