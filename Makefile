@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce docs docs-serve clean
+.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce atlas docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -43,6 +43,10 @@ $(VENV)/.dev: $(VENV)/.run
 
 reproduce: $(VENV)/.dev
 	$(BIN)/python -m reproduce
+
+# Fetches shipped networks with pip and measures them: about a minute.
+atlas: $(VENV)/.dev
+	$(BIN)/python -m examples.atlas
 
 readme: $(VENV)/.dev
 	$(BIN)/python scripts/readme.py

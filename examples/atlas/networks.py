@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from reproduce.answer import g2p
 from torch import Tensor, nn
 
 import throughtime as tt
 from examples.atlas import fetching
-from reproduce.answer import g2p
 from throughtime.tasks import opus_demo
 
 CLIPS = (0.0, 7.1, 10.09, 15.39, 21.44, 24.72)
@@ -46,7 +47,7 @@ def opus() -> Network:
     edges = [round(second / 0.02) for second in CLIPS]
     return Network(
         "Opus 1.3", "BSD-3-Clause", ("rnn",), "20 ms", 0.02, "log-odds of voice activity at every frame",
-        opus_demo.SpeechMusic(), [(x, *pair) for pair in zip(edges, edges[1:], strict=False)],
+        opus_demo.SpeechMusic(), [(x, *pair) for pair in itertools.pairwise(edges)],
         lambda model, part: opus_demo.activity(model(part[0])[part[1] : part[2]]),
     )  # fmt: skip
 
@@ -74,7 +75,7 @@ def silero() -> Network:
     return Network(
         "silero-vad 6.2.3", "MIT", ("rnn",), "32 ms", 0.032, "log-odds of speech at every frame",
         Detector(rnn, torch.jit.load(str(path)).state_dict()),
-        [(x, *pair) for pair in zip(edges, edges[1:], strict=False)],
+        [(x, *pair) for pair in itertools.pairwise(edges)],
         lambda model, part: model(part[0])[part[1] : part[2]].sum(),
     )  # fmt: skip
 
