@@ -36,7 +36,7 @@ def record(network: Network, name: str, layer: LayerFlow, alone: list[LayerFlow]
         "steps": layer.steps, "error": layer.error,
         "horizon": {f"{level:g}": layer.horizon[level] for level in LEVELS},
         "parts": {f"{level:g}": [each.horizon[level] for each in alone] for level in LEVELS},
-        "beyond": {str(lag): finite(layer.bias[lag]) if lag < layer.steps else None for lag in FAR},
+        "beyond": {str(lag): finite(layer.bias[lag]) if lag < layer.steps - 1 else None for lag in FAR},
         "arriving": [finite(value) for value in layer.adjoint.log10_arriving_total],
         "half_lives": [finite(unit.half_life) for unit in layer.units],
         "gate_half_lives": [finite(math.log(2) * unit.timescale) for unit in layer.units],

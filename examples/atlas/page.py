@@ -14,9 +14,9 @@ from throughtime.report.svg import document, element, line, text
 
 TITLE = "How far back do shipped networks listen?"
 COLOURS = ("supply", "demand", "one", "two", "three", "good", "four", "bad")
-LOWEST, LEFT, RIGHT, TOP, BOTTOM, WIDTH = -6, 50.0, 790.0, 20.0, 360.0, 800
+LOWEST, LEFT, RIGHT, TOP, BOTTOM, WIDTH = -6, 50.0, 790.0, 30.0, 360.0, 800
 HEAD = ("network, layer", "step", "gradient horizon 10 %", "1 %", "0.1 %", "beyond lag 10", "beyond lag 100",
-        "half-life of units", "by their gates")  # fmt: skip
+        "half-life of units, steps", "by their gates")  # fmt: skip
 STYLE = (
     "body{margin:0 auto;max-width:1100px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
     "font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
@@ -34,10 +34,10 @@ def chart(records: list[dict[str, Any]], standalone: bool = False) -> str:
         return LEFT + (RIGHT - LEFT) * math.log10(lag) / decades
 
     def y(log10: float) -> float:
-        return TOP + (BOTTOM - TOP) * (0.5 - log10) / (0.5 - LOWEST)
+        return TOP + (BOTTOM - TOP) * (1 - log10) / (1 - LOWEST)
 
-    parts = []
-    for decade in range(LOWEST, 1):
+    parts = [text("fraction of the gradient that arrives", 0, 14, "tt-strong")]
+    for decade in range(LOWEST, 2):
         parts.append(line(LEFT, y(decade), RIGHT, y(decade), "tt-grid"))
         parts.append(text(power_of_ten(decade), LEFT - 7, y(decade) + 4.5, anchor="end"))
     for lag in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
@@ -47,7 +47,7 @@ def chart(records: list[dict[str, Any]], standalone: bool = False) -> str:
     parts.append(text("lag, in the network's own steps", RIGHT, BOTTOM + 38, anchor="end"))
     for place, record in enumerate(records):
         points = [
-            f"{x(lag):.1f} {y(min(value, 0.5)):.1f}"
+            f"{x(lag):.1f} {y(value):.1f}"
             for lag, value in enumerate(record["arriving"])
             if lag and value is not None and value >= LOWEST
         ]
@@ -95,7 +95,8 @@ def part(value: float | None) -> str:
 
 def middle(values: list[float | None]) -> str:
     """The median over units, one that is never reached counted as the longest."""
-    return number(float(np.median([math.inf if value is None else value for value in values])), 2)
+    told = float(np.median([math.inf if value is None else value for value in values]))
+    return "not reached" if math.isinf(told) else number(told, 2)
 
 
 def lines(records: list[dict[str, Any]]) -> list[str]:
@@ -106,10 +107,10 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
 
 NOTES = (
     "Lags are counted within a layer. Numbers in brackets: the least and the most over five parts of the input.",
-    "“Beyond lag K”: the norm of all terms of the weight gradient beyond K, over the whole; terms may cancel, so it can pass 100 %.",
-    "A layer whose horizon is near the length of its sequence (a word) may reach further in longer ones.",
-    "The transliterator's encoder reads every word with zeros after it, 26 steps in all: its decision is read after these, so the "
-    "letters lie behind them in lag.",
+    "“Beyond lag K”: the norm of all terms of the weight gradient beyond K, over the whole; it can pass 100 %.",
+    "A layer whose horizon is near the length of its sequence (a word, the recording) may reach further in longer ones.",
+    "The transliterator's encoder reads every word with zeros after it, 26 steps in all: its state is read after these, "
+    "so the letters lie behind them in lag.",
     "The gradient tells how far back the decision could be changed by learning, not which inputs it needs.",
 )
 
