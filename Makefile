@@ -59,4 +59,4 @@ docs-serve: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build dist site demo.html demo-opus.html
+	rm -rf $(VENV) build dist site demo.html demo-opus.html atlas.html
