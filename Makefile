@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce docs docs-serve clean
+.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce atlas docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -44,6 +44,10 @@ $(VENV)/.dev: $(VENV)/.run
 reproduce: $(VENV)/.dev
 	$(BIN)/python -m reproduce
 
+# Fetches shipped networks with pip and measures them: about a minute.
+atlas: $(VENV)/.dev
+	$(BIN)/python -m examples.atlas
+
 readme: $(VENV)/.dev
 	$(BIN)/python scripts/readme.py
 
@@ -55,4 +59,4 @@ docs-serve: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build dist site demo.html demo-opus.html
+	rm -rf $(VENV) build dist site demo.html demo-opus.html atlas.html

@@ -1,0 +1,1 @@
+"""Programs that use throughtime, to run and to read."""

@@ -1,0 +1,1 @@
+"""How far back do shipped networks listen? Networks of real packages on their own input (`make atlas`)."""
