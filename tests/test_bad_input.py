@@ -69,7 +69,7 @@ def test_targets_that_are_not_finite(value):
 
 def test_a_gradient_at_the_last_cell_that_is_not_finite():
     message = flow_error(layer("lstm"), lambda m: (m(data())[1][1] * math.inf).sum().backward())
-    assert "the gradient at c_n of layer 'rnn', first at (sequence, unit) (0, 0)" in message
+    assert "the gradient at the state c of layer 'rnn', first at (step, sequence, unit) (5, 0, 0)" in message
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -217,7 +217,7 @@ def test_corrupted_weights_break_the_contract_and_strict_false_shows_it():
     model, step = CASES["tied"]()
     with tt.record(model) as rec:
         step(model)
-    rec.calls[0].weights.weight_hh.mul_(1.01)
+    rec.calls[0].shared.weights["weight_hh_l0"].mul_(1.01)
     with pytest.raises(tt.errors.ResidualError, match=r"got terms of layer 'one' .* expected .* do this"):
         rec.flow(**OFF)
     flow = rec.flow(strict=False, **OFF)

@@ -86,7 +86,8 @@ class Call:
     expected: the weights that take a gradient. masks: of the dropout between layers, in the call's own layout.
     ends: the edges of the states that it made, until the block ends; told: whether the gradients at the given ones can
     be read. follows: the call whose states it was given, and between: for each state, what it was multiplied by on the way.
-    external: by place of a state, the gradient that reaches it through what feeds later inputs of the layer.
+    external: by place of a state, the gradient that reaches it through what feeds later inputs of the layer; fed: the call
+    and place of the state that is this call's very input.
     """
 
     layer: str
@@ -104,6 +105,7 @@ class Call:
     follows: Call | None = None
     between: list[Tensor] = field(default_factory=list)
     external: dict[int, Tensor] = field(default_factory=dict)
+    fed: tuple[Call, int] | None = None
     passes: dict[int, Pass] = field(default_factory=dict)
 
     def receive(self, grad: Tensor) -> Pass | None:

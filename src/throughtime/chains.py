@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.calls import Call, Edge, edge_of
-from throughtime.cells.cell import Weights
+from throughtime.cells.cell import Pulled, Weights
 from throughtime.errors import UnsupportedError
 from throughtime.runs import Run, besides, run_of
 
@@ -98,6 +99,7 @@ def external(call: Call, x: Tensor, earlier: list[Call], walked: set[Node]) -> I
         return
     ends = {edge: (each, place) for each in earlier for place, edge in enumerate(each.ends)}
     nodes = {edge[0] for edge in ends}
+    call.fed = ends.get(edge_of(x))
     start = edge_of(x)[0]
     waiting = [] if start is None or start in nodes or start in walked else [start]
     walked.update(waiting)
@@ -180,15 +182,17 @@ def _entering(run: Run, after: Run, call: Call) -> list[Tensor]:
         _rows(factor.to(run.x.dtype), state).reshape(state.shape)
         for factor, state in zip(call.between, after.initial, strict=True)
     ]
-    sent = _pulled(after) if after.at_initial is None else after.at_initial
+    sent = after.at_initial
+    if sent is None:
+        sent = [state[None] for state in run.form.cell.split(_pull(after).carry)]
     return [
         besides(whole, back * factor, run.dtype)
         for whole, back, factor in zip(run.at_states[-1], sent, factors, strict=True)
     ]
 
 
-def _pulled(run: Run) -> list[Tensor]:
-    """The gradient at the initial states of a single step, from that at its results."""
+def _pull(run: Run) -> Pulled:
+    """The pullback of a single step, from the gradient at its results."""
     if not run.form.single or run.carries is None:
         raise UnsupportedError(
             f"states of layer '{run.layer}' that are passed on and given to it in another place too",
@@ -199,23 +203,23 @@ def _pulled(run: Run) -> list[Tensor]:
     before, after = run.carries
     adjoint = torch.cat([state[0] for state in run.at_states[-1]], dim=-1)
     with torch.no_grad():
-        pulled = cell.pull(w, cell.factors(w, run.x[0], before, after), adjoint, paths=False)
-    return [state[None] for state in cell.split(pulled.carry)]
+        return cell.pull(w, cell.factors(w, run.x[0], before, after), adjoint, paths=False)
 
 
 def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
     """Step → for each state, what reaches it from outside."""
-    out, step = {}, 0
+    ends = list(accumulate(run.steps for run in runs))
+    out: dict[int, list[Tensor]] = {}
+
+    def add(place: int, state: int, sent: Tensor) -> None:
+        run = runs[place]
+        sums = out.setdefault(ends[place] - 1, [torch.zeros_like(value) for value in run.initial])
+        sums[state] += sent.to(run.x.dtype).reshape(sums[state].shape)
+
     for place, (run, call) in enumerate(zip(runs, chain, strict=True)):
-        step += run.steps
-        given = dict(call.external)
-        after = chain[place + 1] if place + 1 < len(chain) else None
-        if after is not None and runs[place + 1].at_initial is None:  # the state was the input too
-            rest = _entering(run, runs[place + 1], after)
-            out[step - 1] = rest
-        elif given:
-            out[step - 1] = [
-                given[state].to(run.x.dtype).reshape(value.shape) if state in given else torch.zeros_like(value)
-                for state, value in enumerate(run.initial)
-            ]
+        for state, sent in call.external.items():
+            add(place, state, sent)
+        if call.fed is not None and call.fed[0] in chain:
+            w = Weights(**run.form.weights(run.weights))
+            add(chain.index(call.fed[0]), call.fed[1], run.form.cell.to_input(w, _pull(run).pre))
     return out

@@ -177,6 +177,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         bare=trace.bare,
         sequence=_sequence(trace, adjoint),
         reverse=trace.reverse,
+        external=_external(lin, reference),
         weights={} if trace.cell.compound else _weights(trace),
     )
 
@@ -230,14 +231,31 @@ def _reference(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
     low = trace.dtype not in CONTRACT
     if not lacking and not low:
         return dict(trace.weight_gradients), ""
-    zero = {name: torch.zeros_like(value) for name, value in trace.weights.tensors().items()}
-    own = Ledger(lin, zero)
-    origins = trace.origins()
-    rows = trace.rows(origins)
-    stream(lin, rows, torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device), torch.tensor(origins), [own])
-    totals = own.total()
+    totals = _terms(lin, trace.gradient)
     if low:
         kind = str(trace.dtype).removeprefix("torch.")
         return totals, f"shares and bias are of the terms' own sum: autograd's is in {kind}"
     why = f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
     return totals | dict(trace.weight_gradients), why
+
+
+def _terms(lin: Linearization, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a gradient (T, B, C) at the carries gives the weights, by one plain sweep."""
+    trace = lin.trace
+    sums = Ledger(lin, {name: torch.zeros_like(value) for name, value in trace.weights.tensors().items()})
+    origins = (gradient.abs().amax((1, 2)) != 0).nonzero().flatten()
+    if len(origins):
+        rows = gradient[origins]
+        exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+        stream(lin, rows, exponent, origins.cpu(), [sums])
+    return sums.total()
+
+
+def _external(lin: Linearization, reference: dict[str, torch.Tensor]) -> float | None:
+    """The share of G that came round outside the layer."""
+    if lin.trace.external is None:
+        return None
+    made = _terms(lin, lin.trace.external)
+    inner = sum(float((made[name].double() * whole.double()).sum()) for name, whole in reference.items())
+    size = sum(float(whole.double().square().sum()) for whole in reference.values())
+    return inner / size if size else float("nan")

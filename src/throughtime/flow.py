@@ -158,6 +158,8 @@ class LayerFlow:
     K. horizon: ε → K. weights: copies of the layer's arrays by state_dict name. entering: log10 RMS of ‖λ[t, t]‖ over the pairs
     that reach back to each lag. bare: whether the model is this layer itself.
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
+    external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
+    None where nothing does. Its lags are counted from where it enters again.
     """
 
     name: str
@@ -193,6 +195,7 @@ class LayerFlow:
     entering: Array | None = None
     bare: bool = False
     reverse: bool = False
+    external: float | None = None
     sequence: Sequence | None = field(default=None, repr=False)
 
     @property

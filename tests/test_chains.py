@@ -1,0 +1,251 @@
+"""Calls that pass their states on: loops over cells and windows of truncated BPTT, against copies of the parameters.
+
+Every call runs with its own copies of the weights (torch.func.functional_call on a plain cell), so that autograd's gradient
+of copy k for the part of the loss at step t is the term at lag t − k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import throughtime as tt
+from throughtime.flow import LayerFlow
+
+T, B, D, H = 8, 4, 3, 4
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+KINDS = ["GRUCell", "LSTMCell", "RNNCell"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+DONE = (torch.rand(T, B, 1, generator=torch.Generator().manual_seed(3)) < 0.3).double()
+
+Call = Callable[[int, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""(step, input, states) to the new states."""
+
+
+class Loop(nn.Module):
+    """A user's loop over a cell. between: what happens to the states; into: how the input of a step is made."""
+
+    def __init__(self, kind: str, between: str = "", into: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.between, self.into = between, into
+        width = {"": D, "fed back": D + H, "attention": D + H, "itself": H}[into]
+        self.cell, self.head = getattr(nn, kind)(width, H), nn.Linear(H, 2)
+        self.query = nn.Linear(H, H)
+        self.start = nn.Parameter(torch.randn(1, H))
+        self.double()
+
+    def call(self, _: int, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        made = self.cell(x, states if len(states) > 1 else states[0])
+        return made if isinstance(made, tuple) else (made,)
+
+    def forward(self, x: Tensor, call: Call | None = None) -> list[Tensor]:
+        call, memory = call or self.call, drawn(5, B, H, seed=9)
+        count = 2 if isinstance(self.cell, nn.LSTMCell) else 1
+        states: tuple[Tensor, ...] = tuple(self.start.expand(B, H) * (place + 1) for place in range(count))
+        outputs = []
+        for k, now in enumerate(x):
+            if self.between == "done":
+                states = tuple(state * (1 - DONE[k]) for state in states)
+            elif self.between == "where":
+                states = tuple(torch.where(DONE[k] > 0, self.start.expand(B, H), state) for state in states)
+            elif self.between == "dropout":
+                torch.manual_seed(k)
+                states = tuple(torch.nn.functional.dropout(state, 0.3) for state in states)
+            h = states[0]
+            if self.into == "fed back":
+                now = torch.cat((now, torch.tanh(self.query(h))), dim=-1)
+            elif self.into == "attention":
+                weights = torch.softmax(torch.einsum("bh,tbh->bt", self.query(h), memory), dim=-1)
+                now = torch.cat((now, torch.einsum("bt,tbh->bh", weights, memory)), dim=-1)
+            elif self.into == "itself":
+                now = h
+            states = call(k, now, states)
+            outputs.append(self.head(states[0]))
+        return outputs
+
+
+def loss_parts(outputs: list[Tensor], which: str) -> list[Tensor]:
+    """One a step."""
+    weights = drawn(len(outputs), B, 2, seed=7)
+    parts = [(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]
+    return parts if which == "every" else [0 * part for part in parts[:-1]] + parts[-1:]
+
+
+def measured(model: Loop, which: str) -> LayerFlow:
+    with tt.record(model) as record:
+        torch.stack(loss_parts(model(drawn(T, B, D)), which)).sum().backward()
+    return record.flow(demand=False, tolerance=0).layers["cell"]
+
+
+def terms(model: Loop, which: str) -> dict[tuple[str, int], Tensor]:
+    """(weight, lag) → G(lag) by copies of the weights."""
+    plain = getattr(nn, type(model.cell).__name__)(model.cell.input_size, H).double()
+    copies = [{n: p.detach().clone().requires_grad_() for n, p in model.cell.named_parameters()} for _ in range(T)]
+
+    def call(k: int, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        made = functional_call(plain, copies[k], (x, states if len(states) > 1 else states[0]))
+        return made if isinstance(made, tuple) else (made,)
+
+    sums: dict[tuple[str, int], Tensor] = {}
+    parts = loss_parts(model(drawn(T, B, D), call), which)
+    for t, part in enumerate(parts):
+        flat = [(k, name, value) for k in range(t + 1) for name, value in copies[k].items()]
+        grads = torch.autograd.grad(part, [value for *_, value in flat], retain_graph=True, allow_unused=True)
+        for (k, name, _), grad in zip(flat, grads, strict=True):
+            if grad is not None:
+                key = f"cell.{name}", t - k
+                sums[key] = sums.get(key, torch.zeros_like(grad)) + grad
+    return sums
+
+
+def compare(layer: LayerFlow, sums: dict[tuple[str, int], Tensor]) -> None:
+    for name, told in layer.parameters.items():
+        whole = torch.stack([value for (parameter, _), value in sums.items() if parameter == name]).sum(0)
+        for lag in range(T):
+            term = sums.get((name, lag), torch.zeros_like(whole))
+            share = float((term * whole).sum() / whole.square().sum())
+            np.testing.assert_allclose(told.share[lag], share, **CLOSE, err_msg=f"{name} {lag}")
+            np.testing.assert_allclose(10 ** told.log10_norm[lag], float(term.norm()), **CLOSE, err_msg=f"{name} {lag}")
+
+
+@every_kind
+@pytest.mark.parametrize("between", ["", "done", "where", "dropout"])
+@pytest.mark.parametrize("which", ["last", "every"])
+def test_a_loop_is_one_sequence(kind, between, which):
+    model = Loop(kind, between)
+    layer = measured(model, which)
+    assert (layer.steps, layer.batch, layer.external) == (T, B, None)
+    assert layer.loss_steps == (tuple(range(T)) if which == "every" else (T - 1,))
+    assert layer.residual < 1e-12
+    compare(layer, terms(model, which))
+
+
+@every_kind
+@pytest.mark.parametrize("into", ["fed back", "attention", "itself"])
+@pytest.mark.parametrize("which", ["last", "every"])
+def test_what_comes_round_outside_is_told_with_its_share(kind, into, which):
+    """The share of G that entered through a later input: from the same loop with these inputs cut off from the graph."""
+    model = Loop(kind, into=into)
+    layer = measured(model, which)
+    assert layer.residual < 1e-12
+    whole = {name: value.grad.clone() for name, value in model.cell.named_parameters()}
+    model.zero_grad()
+
+    def cut(_: int, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return model.call(_, x.detach(), states)
+
+    torch.stack(loss_parts(model(drawn(T, B, D), cut), which)).sum().backward()
+    direct = {name: value.grad for name, value in model.cell.named_parameters()}
+    norm = sum(float(value.square().sum()) for value in whole.values())
+    share = 1 - sum(float((direct[name] * whole[name]).sum()) for name in whole) / norm
+    np.testing.assert_allclose(layer.external, share, **CLOSE)
+
+
+def windows(layer: nn.RNNBase, detach: bool, sizes: tuple[int, ...] = (3, 3, 2)) -> LayerFlow:
+    with tt.record(layer) as record:
+        state, total = None, torch.zeros((), dtype=torch.float64)
+        for place, part in enumerate(drawn(T, B, D).split(sizes)):
+            output, state = layer(part, state)
+            total = total + (output[-1] * drawn(B, H, seed=place)).sum()
+            if detach:
+                state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        total.backward()
+    return record.flow(demand=False, tolerance=0).layers["rnn"]
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_windows_that_pass_their_state_on_are_one_sequence(kind, depth):
+    """The same numbers as one call over all steps, with the loss at the same places."""
+    torch.manual_seed(0)
+    layer = getattr(nn, kind)(D, H, depth).double()
+    chained = windows(layer, detach=False)
+    with tt.record(layer) as record:
+        output, _ = layer(drawn(T, B, D))
+        at = zip((2, 5, 7), range(3), strict=True)
+        torch.stack([(output[step] * drawn(B, H, seed=place)).sum() for step, place in at]).sum().backward()
+    one = record.flow(demand=False, tolerance=0).layers["rnn"]
+    assert chained.loss_steps == one.loss_steps == (2, 5, 7)
+    for name, told in one.parameters.items():
+        np.testing.assert_allclose(chained.parameters[name].share, told.share, **CLOSE)
+        np.testing.assert_allclose(chained.parameters[name].log10_norm, told.log10_norm, atol=1e-9)
+    np.testing.assert_allclose(chained.adjoint.log10_norm, one.adjoint.log10_norm, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_detached_windows_are_sequences_of_their_own(kind):
+    layer = getattr(nn, kind)(D, H).double()
+    flow = windows(layer, detach=True)
+    assert (flow.steps, flow.batch) == (3, 3 * B)
+    assert flow.residual < 1e-12
+
+
+def test_siamese_calls_are_joined_from_their_starts():
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H).double()
+    one, other = drawn(T, B, D), drawn(T - 3, B, D, seed=1)
+    with tt.record(layer) as record:
+        (layer(one)[0][-1] - layer(other)[0][-1]).square().sum().backward()
+    flow = record.flow(demand=False).layers["rnn"]
+    assert (flow.steps, flow.batch) == (T, 2 * B)
+    assert flow.residual < 1e-12
+
+
+def test_an_encoder_that_starts_a_decoder():
+    """Each has its own lags; the state that goes over is a gradient at the encoder's last step."""
+
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.LSTM(D, H), nn.LSTMCell(D, H)
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, (h, c) = self.encoder(x)
+            states, out = (h[0], c[0]), []
+            for now in x[:4]:
+                states = self.decoder(now, states)
+                out.append(states[0])
+            return torch.stack(out)
+
+    torch.manual_seed(0)
+    model = Translator()
+    with tt.record(model) as record:
+        model(drawn(T, B, D)).square().sum().backward()
+    flow = record.flow(demand=False)
+    assert {name: layer.lag for name, layer in flow.layers.items()} == dict.fromkeys(
+        ("encoder", "decoder"), "within-layer"
+    )
+    assert flow.residual < 1e-12
+    assert flow.layers["encoder"].loss_steps == (T - 1,)
+
+
+@every_kind
+def test_the_loop_is_left_as_it_was(kind):
+    """Gradients to the last bit, and no hook remains."""
+    model, x = Loop(kind, "done", "fed back"), drawn(T, B, D)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        torch.stack(loss_parts(model(x), "every")).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    plain = gradients()
+    with tt.record(model) as record:
+        seen = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+    assert not model.cell._forward_hooks
+    assert not model.cell._forward_pre_hooks
+    assert record.flow(demand=False).residual < 1e-12
