@@ -175,8 +175,9 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         missing=tuple(missing),
         entering=trace.entering().numpy(),
         bare=trace.bare,
-        sequence=_sequence(trace, adjoint),
+        sequence=None if trace.cell.compound or trace.noise is not None else _sequence(trace, adjoint),
         reverse=trace.reverse,
+        module=trace.module or trace.name,
         external=_external(lin, reference),
         weights={} if trace.cell.compound else _weights(trace),
     )

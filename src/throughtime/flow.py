@@ -159,7 +159,7 @@ class LayerFlow:
     that reach back to each lag. bare: whether the model is this layer itself.
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
-    None where nothing does. Its lags are counted from where it enters again.
+    None where nothing does; its lags are counted from where it enters again. module: the module that it is part of.
     """
 
     name: str
@@ -196,6 +196,7 @@ class LayerFlow:
     bare: bool = False
     reverse: bool = False
     external: float | None = None
+    module: str = ""
     sequence: Sequence | None = field(default=None, repr=False)
 
     @property
@@ -217,7 +218,7 @@ class LayerFlow:
     @property
     def attribute(self) -> str:
         """The layer's name in the model; "" when the model is the layer itself."""
-        return "" if self.bare else self.name
+        return "" if self.bare else self.module or self.name
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Recurrent(nn.Module):
         x = x if batched else x.unsqueeze(1)
         count, shape = len(self.cell.states), (x.shape[1], self.hidden_size)
         if state is None:
-            initial = x.new_zeros(shape[0], count * self.hidden_size)
+            initial = [x.new_zeros(shape) for _ in range(count)]
         else:
             parts = state if isinstance(state, tuple | list) else (state,)
             if len(parts) != count or any(part.numel() != shape[0] * shape[1] for part in parts):
@@ -54,7 +54,7 @@ class Recurrent(nn.Module):
                     f"{count} of shape {shape}",
                     "expand one state over the batch: state.expand(sequences, units)",
                 )
-            initial = torch.cat([part.reshape(shape) for part in parts], dim=-1)
+            initial = [part.reshape(shape) for part in parts]
         weights = Weights(self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         output, *last = scan(self, x, initial, weights)
         last = [part.unsqueeze(0) if batched else part for part in last]
@@ -66,14 +66,14 @@ class Recurrent(nn.Module):
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + (f", {told}" if told else "")
 
 
-def scan(layer: Recurrent, x: Tensor, initial: Tensor, weights: Weights) -> tuple[Tensor, ...]:
-    """Run a layer's forward equations over x (T, B, D) from the carry `initial` (B, S·H), under autograd.
+def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -> tuple[Tensor, ...]:
+    """Run a layer's forward equations over x (T, B, D) from the states `initial`, each (B, H), under autograd.
 
     Returns the output (T, B, H), then the last of each state (B, H).
     """
     if has_torch_function((x,)):  # lets a recorder see this call as it sees torch's fused ones
         return handle_torch_function(scan, (x,), layer, x, initial, weights)
-    cell, carry, outputs = layer.cell, initial, []
+    cell, carry, outputs = layer.cell, torch.cat(initial, dim=-1), []
     for step in x:
         carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
         outputs.append(cell.output(carry))

@@ -254,6 +254,7 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         source = flipped(run.x, run.lengths) if direction else run.x
     return Trace(
         name=f"{run.layer}{end}",
+        module=run.layer,
         cell=cell,
         weights=w,
         x=into,

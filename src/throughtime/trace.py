@@ -24,7 +24,7 @@ class Trace:
     beside its input (masks of dropout), or None. lag: "total", or "within-layer" where other layers carry the gradient
     too. reverse: whether time runs backwards: a lag is then a number of steps ahead. source: the input by which demand is
     judged, where it is not x; no_demand: why none is, or None. external: (T, B, C), the part of the gradient that came
-    round outside the layer, or None.
+    round outside the layer, or None. module: the module that the layer is part of, where it is not `name`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Trace:
     source: Tensor | None = None
     no_demand: str | None = None
     external: Tensor | None = None
+    module: str | None = None
 
     @property
     def steps(self) -> int:

@@ -107,7 +107,8 @@ def measure(
                 torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
             for trace in _traces(rec):
                 by_layer.setdefault(trace.name, []).append(trace)
-    unreached = [name for name in names if name not in by_layer]
+    reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
+    unreached = [name for name in names if name not in reached]
     if unreached and layers is not None:
         raise _independent(unreached)
 
@@ -115,9 +116,8 @@ def measure(
         progress(done, of, f"sweep of {name}")
 
     flow = explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
-    return replace(
-        flow, missing=tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
-    )
+    independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
+    return replace(flow, missing=(*flow.missing, *independent))
 
 
 def _traces(rec: Record) -> list[Trace]:
@@ -172,8 +172,9 @@ def prescribed(report: Report, model: nn.Module) -> tuple[Remedy, str, dict[str,
         if finding.preview or need.farthest is None:
             continue
         for remedy in treating(finding.code):
-            if remedy.precondition(modules[finding.layer]) is None:
-                return remedy, finding.layer, {"needed_lag": need.farthest}
+            module = report.flow.layers[finding.layer].module or finding.layer
+            if remedy.precondition(modules[module]) is None:
+                return remedy, module, {"needed_lag": need.farthest}
     return None
 
 

@@ -66,7 +66,8 @@ def _probed(
         "demand": f"no loss was given: the last state was probed {told}",
         "signal_to_noise": "no loss was given: directions of a probe are no sample",
     }
-    return replace(flow, layers={name: _merged(flow.layers[name], count, reasons, bool(options["signal_to_noise"]))})
+    noise = bool(options["signal_to_noise"])
+    return replace(flow, layers={part: _merged(told, count, reasons, noise) for part, told in flow.layers.items()})
 
 
 def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) -> LayerFlow:
@@ -77,6 +78,8 @@ def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) 
     with np.errstate(divide="ignore"):
         merged = top[:, 0] + 0.5 * np.log10(np.mean(10.0 ** (2 * (by_sequence - top)), axis=1))
     told = {field: reason for field, reason in reasons.items() if not (noise and field == "signal_to_noise")}
+    part = any(each.field == "demand" and "whole stack" in each.reason for each in layer.missing)
+    told = {field: reason for field, reason in told.items() if not (part and field == "demand")}
     kept = tuple(each for each in layer.missing if each.field not in told)
     return replace(
         layer,
@@ -91,8 +94,8 @@ def _last_state(model: nn.Module, layer: nn.Module, batch: Any) -> Tensor:
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, result: Any) -> None:
-        last = result[1] if isinstance(result[1], tuple) else (result[1],)
-        found.append(torch.cat([part.reshape(-1, part.shape[-1]) for part in last], dim=-1))
+        last = result if isinstance(layer, nn.RNNCellBase) else result[1]
+        found.append(torch.cat([_by_sequence(part) for part in (last if isinstance(last, tuple) else (last,))], dim=-1))
 
     x = batch[0] if isinstance(batch, tuple | list) else batch
     if model is layer:
@@ -109,6 +112,11 @@ def _last_state(model: nn.Module, layer: nn.Module, batch: Any) -> Tensor:
             "pass loss=fn(model, batch) where the model is called in another way",
         )
     return found[-1]
+
+
+def _by_sequence(state: Tensor) -> Tensor:
+    """A state of every layer and direction (N, sequences, H) as (sequences, N·H); of a cell, (sequences, H) as it is."""
+    return state.reshape(-1, state.shape[-1]) if state.ndim < 3 else state.transpose(0, 1).flatten(1)
 
 
 def _check_kind(layer: nn.Module, x: Any) -> None:

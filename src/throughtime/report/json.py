@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from throughtime.verify import Verification
 
 SCHEMA = "throughtime/1"
+END = r"(_l\d+(_reverse)?)?$"  # of a weight's name in the state_dict
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -84,6 +85,8 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     demand = layer.demand
     tail = layer.tail
     kept = {"network": _network(layer)} if network and layer.sequence is not None else {}
+    if layer.external is not None:
+        kept["external"] = layer.external
     return kept | {
         "name": layer.name,
         "cell": layer.cell,
@@ -94,6 +97,7 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
         "input_size": layer.input_size,
         "dtype": layer.dtype,
         "lag": layer.lag,
+        "reverse": layer.reverse,
         "loss_steps": list(layer.loss_steps),
         "residual": _number(layer.residual),
         "error": _number(layer.error),
@@ -164,7 +168,12 @@ def _network(layer: LayerFlow) -> dict[str, Any]:
     """The weights by their names in torch's cells, gates stacked, and the recorded sequence."""
     sequence = layer.sequence
     assert sequence is not None
-    names = {short: name for short in WEIGHTS for name in layer.weights if re.search(rf"(^|\.){short}(_l0)?$", name)}
+    names = {
+        short: name
+        for short in WEIGHTS
+        for name in layer.weights
+        if re.search(rf"(^|\.){short}(_l\d+(_reverse)?)?$", name)
+    }
     return {
         "weights": {short: np.asarray(layer.weights[name], np.float64).tolist() for short, name in names.items()},
         "sequence": {

@@ -70,7 +70,12 @@ def _section(report: Report, layer: LayerFlow, index: int, side: int, several: b
 def facts(layer: LayerFlow) -> str:
     """The layer in one line."""
     size = f"{layer.input_size} → {layer.hidden_size} units"
-    return f"{layer.cell.upper()}, {size}, {layer.steps} steps, batch of {layer.batch}, {layer.dtype}"
+    told = f"{layer.cell.upper()}, {size}, {layer.steps} steps, batch of {layer.batch}, {layer.dtype}"
+    if layer.reverse:
+        told += "; runs back in time, so that a lag counts steps ahead"
+    if layer.external is not None:
+        told += f"; {100 * layer.external:.1f} % of its gradient came round outside the cell (attention, an output fed back)"
+    return told
 
 
 def _kinds(units: tuple[Unit, ...]) -> str:

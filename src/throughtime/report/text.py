@@ -75,13 +75,14 @@ def render_layer(layer: LayerFlow) -> RenderableType:
     table.add_column("arrives", justify="right")
     table.add_column("share", justify="right")
     table.add_column("bias beyond", justify="right")
-    for port in layer.paths:
+    paths = layer_paths(layer)
+    for port in paths:
         table.add_column(port, justify="right")
     if layer.demand is not None and not layer.demand.missing:
         table.add_column("demand z", justify="right")
     for lag in _lags(layer):
         row = [str(lag), _short(layer.arriving[lag]), _percent(layer.share[lag]), _percent(layer.bias[lag])]
-        row += [_percent(values[lag]) for values in layer.paths.values()]
+        row += [_percent(values[lag]) for values in paths.values()]
         style = None
         if layer.demand is not None and not layer.demand.missing:
             asked = lag in layer.demand.lags
@@ -92,10 +93,27 @@ def render_layer(layer: LayerFlow) -> RenderableType:
         "arrives: what is left of the gradient at this lag; share: of the gradient of all weights; bias beyond: what cutting "
         "after this lag changes; then the paths by which it came here from the lag before"
     )
+    if layer.reverse:
+        table.caption = "this direction runs back in time: a lag counts steps ahead; " + table.caption
+    if layer.external is not None:
+        table.caption += (
+            f"; {_percent(layer.external)} of the gradient entered by a way round outside the cell, through what feeds its "
+            "later inputs: its lags are counted from where it enters again"
+        )
     table.caption_justify = "left"
     if layer.tail is not None:
         table.caption += f"; beyond lag {layer.tail.first_lag - 1}, not told apart: share {layer.tail.share:.1e}"
     return table
+
+
+def layer_paths(layer: LayerFlow) -> dict[str, np.ndarray]:
+    """The shares of the paths; of a stack's added up by layer, for each layer tells its own."""
+    out: dict[str, np.ndarray] = {}
+    for port, share in layer.paths.items():
+        stacked, _, _ = port.rpartition(".")
+        name = stacked or port
+        out[name] = out[name] + share if name in out else share
+    return out
 
 
 def _lags(layer: LayerFlow) -> list[int]:
