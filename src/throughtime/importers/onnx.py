@@ -31,6 +31,10 @@ class Onnx(Importer):
     """A .onnx file: a serialized ModelProto."""
 
     name: ClassVar[str] = "ONNX (.onnx)"
+    extra: ClassVar[str] = "onnx"
+    refuses: ClassVar[str] = (
+        "clip, input_forget, peepholes, other activations, a learned initial state, DynamicQuantizeLSTM, external data"
+    )
 
     def reads(self, path: Path, head: bytes) -> bool:
         # Field 1 of a ModelProto, its version, a small varint; the format has no magic number.
