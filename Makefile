@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme reproduce atlas docs docs-serve clean
+.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme support reproduce atlas docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -50,6 +50,9 @@ atlas: $(VENV)/.dev
 
 readme: $(VENV)/.dev
 	$(BIN)/python scripts/readme.py
+
+support: $(VENV)/.dev
+	$(BIN)/python scripts/support_table.py
 
 # The banner that is switched off is its maker's advertisement.
 docs: $(VENV)/.dev

@@ -27,6 +27,7 @@ from throughtime.cells.lstm_projected import LSTMProjected
 from throughtime.chains import external, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
+from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.recurrent import Recurrent, scan
 from throughtime.runs import traces_of
 from throughtime.trace import Trace, joined
@@ -328,7 +329,9 @@ def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tu
     """Name and module of each layer to record; raises where one cannot be explained yet."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"a {type(model).__name__}", "an nn.Module", "pass the model itself, not its output or its weights"
+            f"a {type(model).__name__}",
+            "an nn.Module",
+            FROM_KERAS if is_keras(model) else "pass the model itself, not its output or its weights",
         )
     if any(
         type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
@@ -345,7 +348,7 @@ def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tu
         raise UnsupportedError(
             f"a model without nn.GRU, nn.LSTM, nn.RNN or their cells: it holds {', '.join(kinds[:8])}",
             "at least one of them",
-            "pass the module that holds it",
+            FROM_KERAS if any(map(is_keras, model.modules())) else "pass the module that holds it",
         )
     if wanted is not None:
         unknown = [wanted] if isinstance(wanted, str) else sorted(set(wanted) - set(found))

@@ -56,7 +56,8 @@ class Recurrent(nn.Module):
                 )
             initial = [part.reshape(shape) for part in parts]
         weights = Weights(self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        output, *last = scan(self, x, initial, weights)
+        output, carry = scan(self, x, initial, weights)
+        last = [state.clone() for state in self.cell.split(carry)]  # copies can be written to
         last = [part.unsqueeze(0) if batched else part for part in last]
         return (output if batched else output.squeeze(1)), (tuple(last) if count > 1 else last[0])
 
@@ -69,7 +70,7 @@ class Recurrent(nn.Module):
 def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -> tuple[Tensor, ...]:
     """Run a layer's forward equations over x (T, B, D) from the states `initial`, each (B, H), under autograd.
 
-    Returns the output (T, B, H), then the last of each state (B, H).
+    Returns the output (T, B, H), then the last carry, laid out as the first.
     """
     if has_torch_function((x,)):  # lets a recorder see this call as it sees torch's fused ones
         return handle_torch_function(scan, (x,), layer, x, initial, weights)
@@ -77,5 +78,5 @@ def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -
     for step in x:
         carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
         outputs.append(cell.output(carry))
-    # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
-    return torch.stack(outputs), *(state.clone() for state in cell.split(carry))
+    # A copy, so that a gradient of the last carry is told from that of the last output.
+    return torch.stack(outputs), carry.clone()

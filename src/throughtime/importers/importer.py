@@ -42,10 +42,15 @@ class Found:
 class Importer(ABC):
     """A format, in one file of importers/.
 
-    name: as a person calls it. Nothing here runs code from a file or opens another one, unless `trust` says so.
+    name: as a person calls it, and its suffixes. extra: the optional dependency that it needs. trusted: what is read only
+    with `trust`. refuses: what is refused by name, though the format has it. Nothing here runs code from a file or opens
+    another one, unless `trust` says so.
     """
 
     name: ClassVar[str]
+    extra: ClassVar[str] = ""
+    trusted: ClassVar[str] = ""
+    refuses: ClassVar[str] = ""
 
     @abstractmethod
     def reads(self, path: Path, head: bytes) -> bool:

@@ -46,6 +46,8 @@ class Keras(Importer):
     """A whole Keras 3 file (.keras), or HDF5 of a whole model or its weights, old paths and new."""
 
     name: ClassVar[str] = "Keras (.keras, .h5, .hdf5)"
+    extra: ClassVar[str] = "keras"
+    refuses: ClassVar[str] = "other activations; links, virtual data sets, data outside of the file"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return head.startswith(MAGIC) or {WEIGHTS, CONFIG} <= set(archive.names(path))

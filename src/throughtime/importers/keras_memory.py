@@ -42,4 +42,4 @@ def from_keras(layer: Any) -> nn.Module:
 def _array(variable: Any) -> np.ndarray:
     """A copy of a variable, on any backend."""
     value = variable.value
-    return np.array(value.detach().cpu() if hasattr(value, "detach") else value)
+    return np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)

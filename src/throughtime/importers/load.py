@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from throughtime.errors import InputError, UnsupportedError
+from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.importers import importer
 from throughtime.importers.convention import CHOICES, Convention, recurrent
 from throughtime.importers.importer import Found
@@ -46,6 +48,8 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     if unknown:
         names = ", ".join(Convention.__dataclass_fields__)
         raise InputError(f"the option {unknown[0]!r}", f"options of {names}", "say the file's convention by these")
+    if not isinstance(file, str | Path):
+        raise InputError(f"a {type(file).__name__}", "the path of a file of weights", _instead(file))
     held = layers(file, trust)
     stacks = {each.stack for each in held}
     name = stacks.pop() if layer is None and len(stacks) == 1 else layer
@@ -55,6 +59,15 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     found = chosen(held, str(file), layer)
     made = _made(found, str(file), convention)
     return Reversed(made) if found.reverse else made
+
+
+def _instead(thing: Any) -> str:
+    """What to do with a thing that is no path."""
+    if is_keras(thing):
+        return FROM_KERAS
+    if isinstance(thing, nn.Module):
+        return "pass it to throughtime.record or throughtime.diagnose as it is"
+    return "pass the file's path"
 
 
 def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent:

@@ -22,6 +22,7 @@ class NumpyArrays(Importer):
     """numpy's .npz of named arrays."""
 
     name: ClassVar[str] = "numpy arrays (.npz)"
+    refuses: ClassVar[str] = "arrays of objects; tables of integers"
 
     def reads(self, path: Path, head: bytes) -> bool:
         if head.startswith(b"\x93NUMPY"):

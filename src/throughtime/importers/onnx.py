@@ -1,6 +1,7 @@
 """ONNX: the GRU, LSTM and RNN operators of a graph, at any depth (extra: onnx). Nothing is run, and no other file is opened.
 
-W (directions, G·H, D), R (directions, G·H, H) and B (directions, 2·G·H) must stand in the file, as initializers or Constants.
+W (directions, G·H, D), R (directions, G·H, H) and B (directions, 2·G·H) must stand in the file, as initializers or Constants,
+perhaps rearranged by operators that only move numbers (`throughtime.importers.onnx_fold`).
 Gates are stacked z, r, h (GRU) and i, o, f, c (LSTM); `linear_before_reset` says where a GRU resets; z keeps. Source: the
 operators' specification, https://onnx.ai/onnx/operators/.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
 from throughtime.importers.importer import Found, Importer
+from throughtime.importers.onnx_fold import Folder
 
 GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
 PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
@@ -31,6 +33,10 @@ class Onnx(Importer):
     """A .onnx file: a serialized ModelProto."""
 
     name: ClassVar[str] = "ONNX (.onnx)"
+    extra: ClassVar[str] = "onnx"
+    refuses: ClassVar[str] = (
+        "clip, input_forget, peepholes, other activations, a learned initial state, DynamicQuantizeLSTM, external data"
+    )
 
     def reads(self, path: Path, head: bytes) -> bool:
         # Field 1 of a ModelProto, its version, a small varint; the format has no magic number.
@@ -42,13 +48,10 @@ class Onnx(Importer):
         )
 
     def layers(self, path: Path, trust: bool) -> list[Found]:
-        graph = _graph(path)
+        graph = read(path).graph
         try:
-            made, seen = [], Counter()
-            for name, node, arrays in _operators(graph, {}):
-                seen[name] += 1  # the branches of an If may use the same names
-                made += _layers(name + (f"#{seen[name]}" if seen[name] > 1 else ""), node, arrays)
-            return made
+            folder = Folder()
+            return [layer for each in operators(graph) for layer in _layers(each, folder)]
         except InputError:
             raise
         except (
@@ -60,8 +63,8 @@ class Onnx(Importer):
             ) from error
 
 
-def _graph(path: Path) -> Any:
-    """The graph of the file. Raises InputError for what cannot be read, MissingExtraError without onnx."""
+def read(path: Path) -> Any:
+    """The model of the file, as onnx has it. Raises InputError for what cannot be read, MissingExtraError without onnx."""
     try:
         import onnx
     except ImportError as error:
@@ -70,7 +73,7 @@ def _graph(path: Path) -> Any:
     if size > importer.LARGEST:
         raise InputError(f"{size:,} bytes in {path}", f"at most {importer.LARGEST:,}", "check the file")
     try:
-        return onnx.load(path, load_external_data=False).graph
+        return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own
         said = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
@@ -78,26 +81,48 @@ def _graph(path: Path) -> Any:
         ) from error
 
 
-def _operators(graph: Any, above: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Every recurrent operator of a graph and of those nested in it, with the arrays that it can see, as onnx has them."""
-    seen = above | {each.name: each for each in graph.initializer}
+class Operator(NamedTuple):
+    """A recurrent operator of a graph, at any depth.
+
+    scope: what makes each name that it can see, an initializer or a node. around: the nodes whose nested graphs it stands
+    in, the outermost first, each with that graph.
+    """
+
+    name: str
+    node: Any
+    scope: dict[str, Any]
+    around: tuple[tuple[Any, Any], ...]
+
+
+def operators(graph: Any) -> list[Operator]:
+    """Every recurrent operator, in the graph's order; the branches of an If may use the same names, which are numbered."""
+    seen, made = Counter(), []
+    for each in _operators(graph, {}, ()):
+        seen[each.name] += 1
+        number = seen[each.name]
+        made.append(each._replace(name=each.name + (f"#{number}" if number > 1 else "")))
+    return made
+
+
+def _operators(graph: Any, above: dict[str, Any], around: tuple[tuple[Any, Any], ...]) -> Iterator[Operator]:
+    hidden = dict.fromkeys([each.name for each in graph.input] if around else [])  # a body's inputs are no constants
+    scope = above | hidden | {each.name: each for each in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.output:
-            seen |= dict.fromkeys(node.output, next((each.t for each in node.attribute if each.name == "value"), None))
+        scope |= dict.fromkeys(filter(None, node.output), node)
     for place, node in enumerate(graph.node):
-        if node.op_type in GATES and node.domain in ("", "ai.onnx"):
-            yield node.name or f"{node.op_type}_{place}", node, seen
-        if node.op_type == QUANTIZED:
-            yield node.name or f"{node.op_type}_{place}", node, {}
-        for attribute in node.attribute if depth < DEEPEST else ():
+        name = node.name or f"{node.op_type}_{place}"
+        if (node.op_type in GATES and node.domain in ("", "ai.onnx")) or node.op_type == QUANTIZED:
+            yield Operator(name, node, scope, around)
+        for attribute in node.attribute if len(around) < DEEPEST else ():
             for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-                yield from _operators(inner, seen, depth + 1)
+                yield from _operators(inner, scope, (*around, (node, inner)))
 
 
-def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
+def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
     """One layer a direction."""
     from onnx.helper import get_attribute_value
 
+    name, node = operator.name, operator.node
     if node.op_type == QUANTIZED:
         yield Found(name, {}, refused="a DynamicQuantizeLSTM, whose weights are integers of onnxruntime's own")
         return
@@ -105,8 +130,7 @@ def _layers(name: str, node: Any, arrays: dict[str, Any]) -> Iterator[Found]:
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
-    W, R, B = (_array(arrays.get(given[place])) for place in (1, 2, 3))
-    initial = [_array(arrays.get(given[place])) for place in (5, 6)]
+    W, R, B, *initial = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 5, 6))
     refused = _why_not(said, given, [W, R, B], len(names), initial)
     if refused or W is None or R is None:
         yield Found(name, {}, refused=refused)
@@ -156,19 +180,6 @@ def _why_not(
     return ""
 
 
-def _array(tensor: Any) -> np.ndarray | None:
-    """An array that lies in the file itself; None for external data, and where there is none."""
-    from onnx import TensorProto, numpy_helper
-
-    if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
-        return None
-    size = int(np.prod([float(each) for each in tensor.dims])) if tensor.dims else 1
-    if size * 8 > importer.LARGEST:
-        raise InputError(
-            f"{tensor.name} of shape {tuple(tensor.dims)}", f"at most {importer.LARGEST:,} bytes", "check the file"
-        )
-    try:
-        array = numpy_helper.to_array(tensor)
-    except Exception as error:  # lengths that do not fit, types that numpy does not have
-        raise InputError(f"{tensor.name}, which cannot be read: {error}", "a whole tensor", "export it anew") from error
-    return array.astype(np.float32) if array.dtype == np.float16 else array.copy()  # to_array's cannot be written to
+def _weights(value: np.ndarray | None) -> np.ndarray | None:
+    """Half precision as float32."""
+    return value.astype(np.float32) if value is not None and value.dtype == np.float16 else value

@@ -17,6 +17,8 @@ class Safetensors(Importer):
     """A .safetensors file: eight bytes of length, a JSON header, data."""
 
     name: ClassVar[str] = "safetensors (.safetensors)"
+    extra: ClassVar[str] = "safetensors"
+    refuses: ClassVar[str] = "proj_size"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return len(head) > 8 and int.from_bytes(head[:8], "little") <= LONGEST_HEADER and head[8:9] == b"{"
