@@ -44,6 +44,17 @@ class Moved:
 Step = Callable[[Parameters, Tensor, Mapping[str, tuple[Tensor, Tensor]]], Moved]
 
 
+def drawn(cell: Cell, inputs: int, hidden: int, normal: Callable[..., Tensor], bias: bool = True) -> dict[str, Tensor]:
+    """Arrays of the cell's shapes, each by `normal(*shape)`; without bias, those that may be absent are."""
+    shapes = cell.shapes(inputs, hidden)
+    return {name: normal(*shape) for name, shape in shapes.items() if bias or not name.startswith("bias")}
+
+
+def widths(cell: Cell, w: Weights) -> list[int]:
+    """Of the cell's states."""
+    return [part.shape[-1] for part in cell.split(torch.empty(cell.carry_size(w)))]
+
+
 def itself(core: Tensor) -> Tensor:
     return core
 
@@ -330,20 +341,21 @@ class Reference:
     def whole(self) -> np.ndarray:
         return np.concatenate([self.gradient[name].ravel() for name in self.named])
 
-    def rows(self, gate: str) -> slice:
-        """The rows of a gate block."""
-        place = self.cell.gates.index(gate)
-        return slice(place * self.hidden, (place + 1) * self.hidden)
+    def rows(self, name: str, gate: str) -> slice:
+        """The rows of a gate block of a parameter."""
+        gates = self.cell.blocks(name)
+        place, size = gates.index(gate), len(self.parameters[name]) // len(gates)
+        return slice(place * size, (place + 1) * size)
 
     def share(self, name: str, gate: str | None = None) -> np.ndarray:
-        at = slice(None) if gate is None else self.rows(gate)
+        at = slice(None) if gate is None else self.rows(name, gate)
         whole = self.gradient[name][at]
         inner = np.array([(self.term(name, lag)[at] * whole).sum() for lag in range(self.steps)])
         return divide(inner, (whole * whole).sum())
 
     def norm(self, name: str, gate: str | None = None) -> np.ndarray:
         """‖G(τ)‖; NaN at lags that no origin reaches back by."""
-        at = slice(None) if gate is None else self.rows(gate)
+        at = slice(None) if gate is None else self.rows(name, gate)
         norms = np.array([np.linalg.norm(self.term(name, lag)[at]) for lag in range(self.steps)])
         norms[self.origins[-1] + 1 :] = np.nan
         return norms
