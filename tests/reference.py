@@ -92,6 +92,25 @@ def lstm(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -
     return Moved(c, lambda core: o * torch.tanh(core), {gate: pre[gate] for gate in "ifo"}, f)
 
 
+def lstm_peepholes(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Gers & Schmidhuber 2000, in the notation of ONNX's LSTM: i and f look at the old cell, o at the new one."""
+    p_i, p_f, p_o = w["peephole"].chunk(3, -1)
+    i_in, f_in, g_in, o_in = affine(w, "ih", x).chunk(4, -1)
+    i_rec, f_rec, g_rec, o_rec = (
+        affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
+        for place, port in enumerate(("input", "forget", "candidate", "output"))
+    )
+    i_logit = i_in + i_rec + p_i * ports["input-peephole"][1]
+    f_logit = f_in + f_rec + p_f * ports["forget-peephole"][1]
+    i, f = 1 / (1 + torch.exp(-i_logit)), 1 / (1 + torch.exp(-f_logit))
+    c = f * ports["carry"][1] + i * torch.tanh(g_in + g_rec)
+
+    def read(core: Tensor) -> Tensor:
+        return torch.tanh(core) / (1 + torch.exp(-(o_in + o_rec + p_o * core)))
+
+    return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -107,6 +126,7 @@ STEPS: dict[str, Step] = {
     "gru-reset-before": gru(keeps=True, reset_after=False),
     "gru-reset-before-z-takes": gru(keeps=False, reset_after=False),
     "lstm": lstm,
+    "lstm-peepholes": lstm_peepholes,
     "rnn-tanh": elman(torch.tanh),
     "rnn-relu": elman(lambda a: torch.where(a > 0, a, torch.zeros_like(a))),
 }
