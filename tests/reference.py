@@ -44,6 +44,17 @@ class Moved:
 Step = Callable[[Parameters, Tensor, Mapping[str, tuple[Tensor, Tensor]]], Moved]
 
 
+def drawn(cell: Cell, inputs: int, hidden: int, normal: Callable[..., Tensor], bias: bool = True) -> dict[str, Tensor]:
+    """Arrays of the cell's shapes, each by `normal(*shape)`; without bias, those that may be absent are."""
+    shapes = cell.shapes(inputs, hidden)
+    return {name: normal(*shape) for name, shape in shapes.items() if bias or not name.startswith("bias")}
+
+
+def widths(cell: Cell, w: Weights) -> list[int]:
+    """Of the cell's states."""
+    return [part.shape[-1] for part in cell.split(torch.empty(cell.carry_size(w)))]
+
+
 def itself(core: Tensor) -> Tensor:
     return core
 
@@ -81,6 +92,25 @@ def lstm(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -
     return Moved(c, lambda core: o * torch.tanh(core), {gate: pre[gate] for gate in "ifo"}, f)
 
 
+def lstm_peepholes(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Gers & Schmidhuber 2000, in the notation of ONNX's LSTM: i and f look at the old cell, o at the new one."""
+    p_i, p_f, p_o = w["peephole"].chunk(3, -1)
+    i_in, f_in, g_in, o_in = affine(w, "ih", x).chunk(4, -1)
+    i_rec, f_rec, g_rec, o_rec = (
+        affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
+        for place, port in enumerate(("input", "forget", "candidate", "output"))
+    )
+    i_logit = i_in + i_rec + p_i * ports["input-peephole"][1]
+    f_logit = f_in + f_rec + p_f * ports["forget-peephole"][1]
+    i, f = 1 / (1 + torch.exp(-i_logit)), 1 / (1 + torch.exp(-f_logit))
+    c = f * ports["carry"][1] + i * torch.tanh(g_in + g_rec)
+
+    def read(core: Tensor) -> Tensor:
+        return torch.tanh(core) / (1 + torch.exp(-(o_in + o_rec + p_o * core)))
+
+    return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -96,6 +126,7 @@ STEPS: dict[str, Step] = {
     "gru-reset-before": gru(keeps=True, reset_after=False),
     "gru-reset-before-z-takes": gru(keeps=False, reset_after=False),
     "lstm": lstm,
+    "lstm-peepholes": lstm_peepholes,
     "rnn-tanh": elman(torch.tanh),
     "rnn-relu": elman(lambda a: torch.where(a > 0, a, torch.zeros_like(a))),
 }
@@ -330,20 +361,21 @@ class Reference:
     def whole(self) -> np.ndarray:
         return np.concatenate([self.gradient[name].ravel() for name in self.named])
 
-    def rows(self, gate: str) -> slice:
-        """The rows of a gate block."""
-        place = self.cell.gates.index(gate)
-        return slice(place * self.hidden, (place + 1) * self.hidden)
+    def rows(self, name: str, gate: str) -> slice:
+        """The rows of a gate block of a parameter."""
+        gates = self.cell.blocks(name)
+        place, size = gates.index(gate), len(self.parameters[name]) // len(gates)
+        return slice(place * size, (place + 1) * size)
 
     def share(self, name: str, gate: str | None = None) -> np.ndarray:
-        at = slice(None) if gate is None else self.rows(gate)
+        at = slice(None) if gate is None else self.rows(name, gate)
         whole = self.gradient[name][at]
         inner = np.array([(self.term(name, lag)[at] * whole).sum() for lag in range(self.steps)])
         return divide(inner, (whole * whole).sum())
 
     def norm(self, name: str, gate: str | None = None) -> np.ndarray:
         """‖G(τ)‖; NaN at lags that no origin reaches back by."""
-        at = slice(None) if gate is None else self.rows(gate)
+        at = slice(None) if gate is None else self.rows(name, gate)
         norms = np.array([np.linalg.norm(self.term(name, lag)[at]) for lag in range(self.steps)])
         norms[self.origins[-1] + 1 :] = np.nan
         return norms

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import throughtime as tt
-from reference import Loss, Reference, log10
+from reference import Loss, Reference, drawn, log10, widths
 from throughtime.cells import REGISTRY, Weights
 from throughtime.errors import ThroughtimeError
 from throughtime.flow import QUANTILES, LayerFlow
@@ -132,16 +132,12 @@ def layer_of(scene: Scene, dtype: torch.dtype = torch.float64) -> nn.Module:
     """torch's own layer where it has one and the scene asks for it; weights of the scene's seed and gain in both."""
     cell = REGISTRY[scene.key]
     generator = torch.Generator().manual_seed(scene.seed)
-    rows = len(cell.gates) * scene.hidden
-    shapes = {"weight_ih": (rows, scene.inputs), "weight_hh": (rows, scene.hidden)}
-    if scene.bias:
-        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    draws = {
-        name: scene.gain
-        * torch.randn(*shape, generator=generator, dtype=torch.float64)
-        / (scene.hidden + scene.inputs) ** 0.5
-        for name, shape in shapes.items()
-    }
+
+    def normal(*shape: int) -> Tensor:
+        draw = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return scene.gain * draw / (scene.hidden + scene.inputs) ** 0.5
+
+    draws = drawn(cell, scene.inputs, scene.hidden, normal, scene.bias)
     weights = Weights(**{name: value.to(dtype) for name, value in draws.items()})
     if not scene.fused or scene.key not in FUSED:
         return Recurrent(cell, weights)
@@ -158,7 +154,9 @@ def play(scene: Scene, model: nn.Module | None = None, x: Tensor | None = None, 
     generator = torch.Generator().manual_seed(scene.seed + 1)
     if x is None:
         x = torch.randn(scene.steps, scene.batch, scene.inputs, generator=generator, dtype=torch.float64)
-    start = [torch.randn(scene.batch, scene.hidden, generator=generator, dtype=torch.float64) for _ in cell.states]
+    parameters = {name.removesuffix("_l0"): value.detach() for name, value in model.named_parameters()}
+    wide = widths(cell, Weights(**parameters))
+    start = [torch.randn(scene.batch, width, generator=generator, dtype=torch.float64) for width in wide]
     if scene.start == "none":
         start = [torch.zeros_like(part) for part in start]
     for part in start:
@@ -169,7 +167,6 @@ def play(scene: Scene, model: nn.Module | None = None, x: Tensor | None = None, 
         output, last = model(x) if given is None else model(x, given if len(given) > 1 else given[0])
         last = last if isinstance(last, tuple) else (last,)
         loss(output, [part[0] for part in last]).backward()
-    parameters = {name.removesuffix("_l0"): value.detach() for name, value in model.named_parameters()}
     truth = Reference(scene.key, cell, parameters, x, start, loss)
     grads = [part.grad for part in start] if scene.start == "with gradient" else None
     return Played(scene, model, record, truth, grads)
@@ -189,13 +186,13 @@ def agree_log(got: np.ndarray, wanted: np.ndarray, what: str = "") -> None:
 def check_ledger(layer: LayerFlow, truth: Reference) -> None:
     for name in truth.named:
         terms = layer.parameters[f"rnn.{name}_l0"]
-        assert list(terms.gates) == list(truth.cell.gates)
+        assert list(terms.gates) == list(truth.cell.blocks(name))
         for gate, row in [(None, terms), *terms.gates.items()]:
             assert row.gate == gate
             place = f"{name}, gate {gate}"
             sizes, whole = (
                 truth.norm(name, gate),
-                np.linalg.norm(truth.gradient[name][slice(None) if gate is None else truth.rows(gate)]),
+                np.linalg.norm(truth.gradient[name][slice(None) if gate is None else truth.rows(name, gate)]),
             )
             agree(
                 row.share,

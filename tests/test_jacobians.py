@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference import drawn
 from throughtime.cells import REGISTRY, Weights
 from throughtime.jacobians import jacobians, log10_state_norms
 from throughtime.trace import Trace
@@ -15,14 +16,12 @@ every_cell = pytest.mark.parametrize("key", REGISTRY)
 def scene(key: str, steps: int = 5, batch: int = 2, hidden: int = 3, scale: float = 1.0) -> Trace:
     cell, inputs = REGISTRY[key], 2
     torch.manual_seed(0)
-    rows = len(cell.gates) * hidden
-    shapes = ((rows, inputs), (rows, hidden), (rows,), (rows,))
-    w = Weights(*(scale * torch.randn(shape, dtype=torch.float64) for shape in shapes))
-    x, carry = torch.randn(steps, batch, inputs).double(), torch.randn(batch, len(cell.states) * hidden).double()
+    w = Weights(**drawn(cell, inputs, hidden, lambda *shape: scale * torch.randn(*shape, dtype=torch.float64)))
+    x, carry = torch.randn(steps, batch, inputs).double(), torch.randn(batch, cell.carry_size(w)).double()
     carries = [carry]
     for step in x:
         carries.append(cell.step(w, step, dict.fromkeys(cell.ports, carries[-1])))
-    gradient = torch.zeros(steps, batch, hidden, dtype=torch.float64)
+    gradient = torch.zeros(steps, batch, carry.shape[-1], dtype=torch.float64)
     return Trace("rnn", cell, w, x, torch.stack(carries), gradient, {}, None, torch.float64)
 
 

@@ -283,7 +283,7 @@ def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, l
     if func is scan:
         owner, x, initial, given = args
         form = Form(owner.cell)
-        states, weights = initial, {form.name(name): value for name, value in given.tensors().items()}
+        states, weights = list(initial), {form.name(name): value for name, value in given.tensors().items()}
     elif func in _CELLS:
         form = Form(_CELLS[func], single=True)
         x, state, *given = args

@@ -13,8 +13,8 @@ from throughtime.errors import InputError
 class Recurrent(nn.Module):
     """One layer, one direction: x (T, B, D) or (T, D), state (B, H) or None, to (output, state) as torch returns them.
 
-    Parameters are named as torch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0; a cell with two states takes
-    and returns a pair. Raises InputError where shapes do not fit.
+    Parameters have the cell's names and the end `_l0`, as torch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0. A cell
+    with two states takes and returns a pair. Raises InputError where shapes do not fit.
     """
 
     weight_ih_l0: Tensor
@@ -25,17 +25,12 @@ class Recurrent(nn.Module):
     def __init__(self, cell: Cell, weights: Weights) -> None:
         super().__init__()
         self.cell = cell
-        rows, self.hidden_size = weights.weight_hh.shape
-        self.input_size = weights.weight_ih.shape[1]
-        if rows != len(cell.gates) * self.hidden_size or weights.weight_ih.shape[0] != rows:
-            raise InputError(
-                f"weight_ih {tuple(weights.weight_ih.shape)} and weight_hh {tuple(weights.weight_hh.shape)}",
-                f"{len(cell.gates)} stacked gates of H rows for a {cell.name}: (G·H, D) and (G·H, H)",
-                "check the gate order, the transposition and the cell",
-            )
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            value = getattr(weights, name)
-            setattr(self, f"{name}_l0", None if value is None else nn.Parameter(value.detach().clone()))
+        given = weights.tensors()
+        self.input_size, self.hidden_size, self._names = _checked(cell, weights)
+        for name in self._names:
+            setattr(self, f"{name}_l0", nn.Parameter(given[name].detach().clone()) if name in given else None)
+        carry = torch.empty(cell.carry_size(weights), device="meta")
+        self._widths = [part.shape[-1] for part in cell.split(carry)]
 
     def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None):
         """See the class."""
@@ -43,23 +38,24 @@ class Recurrent(nn.Module):
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size or x.shape[0] == 0:
             raise InputError(f"input {tuple(x.shape)}", f"(steps, sequences, {self.input_size})", "put time first")
         x = x if batched else x.unsqueeze(1)
-        count, shape = len(self.cell.states), (x.shape[1], self.hidden_size)
+        shapes = [(x.shape[1], width) for width in self._widths]
         if state is None:
-            initial = [x.new_zeros(shape) for _ in range(count)]
+            initial = [x.new_zeros(shape) for shape in shapes]
         else:
             parts = state if isinstance(state, tuple | list) else (state,)
-            if len(parts) != count or any(part.numel() != shape[0] * shape[1] for part in parts):
+            if len(parts) != len(shapes) or any(
+                part.numel() != shape[0] * shape[1] for part, shape in zip(parts, shapes, strict=True)
+            ):
                 raise InputError(
                     f"states {[tuple(part.shape) for part in parts]}",
-                    f"{count} of shape {shape}",
+                    f"{len(shapes)} of shape {' and '.join(str(shape) for shape in dict.fromkeys(shapes))}",
                     "expand one state over the batch: state.expand(sequences, units)",
                 )
-            initial = [part.reshape(shape) for part in parts]
-        weights = Weights(self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        output, carry = scan(self, x, initial, weights)
-        last = [state.clone() for state in self.cell.split(carry)]  # copies can be written to
+            initial = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        weights = Weights(**{name: getattr(self, f"{name}_l0") for name in self._names})
+        output, *last = scan(self, x, initial, weights)
         last = [part.unsqueeze(0) if batched else part for part in last]
-        return (output if batched else output.squeeze(1)), (tuple(last) if count > 1 else last[0])
+        return (output if batched else output.squeeze(1)), (tuple(last) if len(last) > 1 else last[0])
 
     def extra_repr(self) -> str:
         """Shapes and convention."""
@@ -67,10 +63,29 @@ class Recurrent(nn.Module):
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + (f", {told}" if told else "")
 
 
-def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -> tuple[Tensor, ...]:
-    """Run a layer's forward equations over x (T, B, D) from the states `initial`, each (B, H), under autograd.
+def _checked(cell: Cell, weights: Weights) -> tuple[int, int, list[str]]:
+    """Inputs, hidden units and the names of a cell's arrays. Raises InputError where they do not fit one another."""
+    given = {name: tuple(value.shape) for name, value in weights.tensors().items()}
+    try:
+        inputs, hidden = cell.dimensions(weights)
+        wanted = cell.shapes(inputs, hidden)
+    except (AttributeError, IndexError):  # arrays that are absent or of too few axes
+        inputs, hidden, wanted = 0, 0, {}
+    lacking = [name for name in wanted if name not in given and not name.startswith("bias")]
+    if not wanted or lacking or any(shape != wanted.get(name) for name, shape in given.items()):
+        stacked = f"{len(cell.gates)} stacked gates of H rows" if "weight_hh" in wanted else "the arrays"
+        raise InputError(
+            ", ".join(f"{name} {shape}" for name, shape in given.items()) or "no arrays",
+            f"{stacked} for a {cell.name}: " + ", ".join(f"{name} {shape}" for name, shape in wanted.items()),
+            "check the gate order, the transposition and the cell",
+        )
+    return inputs, hidden, list(wanted)
 
-    Returns the output (T, B, H), then the last carry, laid out as the first.
+
+def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -> tuple[Tensor, ...]:
+    """Run a layer's forward equations over x (T, B, D) from the states `initial`, each (B, width), under autograd.
+
+    Returns the output (T, B, H), then the last of each state (B, width).
     """
     if has_torch_function((x,)):  # lets a recorder see this call as it sees torch's fused ones
         return handle_torch_function(scan, (x,), layer, x, initial, weights)
@@ -78,5 +93,5 @@ def scan(layer: Recurrent, x: Tensor, initial: list[Tensor], weights: Weights) -
     for step in x:
         carry = cell.step(weights, step, dict.fromkeys(cell.ports, carry))
         outputs.append(cell.output(carry))
-    # A copy, so that a gradient of the last carry is told from that of the last output.
-    return torch.stack(outputs), carry.clone()
+    # Copies, so that a gradient of a last state is told from that of the last output, and both can be written to.
+    return torch.stack(outputs), *(state.clone() for state in cell.split(carry))

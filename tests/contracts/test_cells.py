@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference import STEPS, step_of
+from reference import STEPS, drawn, step_of
 from throughtime.cells import REGISTRY, Cell, Weights, pull_by_autograd
 from throughtime.cells.cell import gradients_by_autograd, split, tanh_slope
 from throughtime.recurrent import Recurrent
@@ -34,13 +34,10 @@ def draw(cell: Cell, hidden: int, inputs: int, bias: bool = True, spread: float 
     def normal(*shape: int) -> Tensor:
         return spread * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    rows = len(cell.gates) * hidden
-    return Weights(
-        normal(rows, inputs),
-        normal(rows, hidden) / hidden**0.5,
-        normal(rows) if bias else None,
-        normal(rows) if bias else None,
-    )
+    made = drawn(cell, inputs, hidden, normal, bias)
+    if "weight_hh" in made:
+        made["weight_hh"] /= hidden**0.5
+    return Weights(**made)
 
 
 def scene(key: str, hidden: int = 4, inputs: int = 3, batch: int = 5, spread: float = 1.0, bias: bool = True):
@@ -49,7 +46,7 @@ def scene(key: str, hidden: int = 4, inputs: int = 3, batch: int = 5, spread: fl
     w = draw(cell, hidden, inputs, bias, spread)
     torch.manual_seed(1)
     x = torch.randn(batch, inputs, dtype=torch.float64)
-    before = torch.randn(batch, len(cell.states) * hidden, dtype=torch.float64)
+    before = torch.randn(batch, cell.carry_size(w), dtype=torch.float64)
     return cell, w, x, before, cell.step(w, x, dict.fromkeys(cell.ports, before))
 
 
@@ -90,7 +87,7 @@ def test_forward_equals_torchs_fused_layer(key, bias):
 @every_cell
 def test_carries_are_rebuilt_from_the_output(key):
     cell, w, *_ = scene(key)
-    x, carry = torch.randn(7, 2, 3).double(), torch.randn(2, len(cell.states) * 4).double()
+    x, carry = torch.randn(7, 2, 3).double(), torch.randn(2, cell.carry_size(w)).double()
     run = [carry]
     for step in x:
         run.append(cell.step(w, step, dict.fromkeys(cell.ports, run[-1])))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import throughtime.reducers as package
+from reference import drawn
 from throughtime.cells import REGISTRY, Weights
 from throughtime.linearize import Linearization
 from throughtime.reducers.initial_state import InitialState
@@ -73,9 +74,8 @@ def trace_of(key: str, pattern: str, steps: int = 7, batch: int = 5, dtype: torc
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
-    rows = len(cell.gates) * hidden
-    weights = Weights(normal(rows, inputs), normal(rows, hidden), normal(rows), normal(rows))
-    x, initial = normal(steps, batch, inputs).detach(), normal(batch, len(cell.states) * hidden)
+    weights = Weights(**drawn(cell, inputs, hidden, normal))
+    x, initial = normal(steps, batch, inputs).detach(), normal(batch, cell.carry_size(weights))
     carries = [initial]
     for now in x:
         carries.append(cell.step(weights, now, dict.fromkeys(cell.ports, carries[-1])))

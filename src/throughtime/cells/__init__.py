@@ -4,6 +4,7 @@ from throughtime.cells.cell import Cell, Product, Pulled, Weights, pull_by_autog
 from throughtime.cells.gru import GRU
 from throughtime.cells.gru_reset_before import GRUResetBefore
 from throughtime.cells.lstm import LSTM
+from throughtime.cells.lstm_peepholes import LSTMPeepholes
 from throughtime.cells.rnn import RNN
 
 REGISTRY: dict[str, Cell] = {
@@ -12,6 +13,7 @@ REGISTRY: dict[str, Cell] = {
     "gru-reset-before": GRUResetBefore(),
     "gru-reset-before-z-takes": GRUResetBefore(keeps=False),
     "lstm": LSTM(),
+    "lstm-peepholes": LSTMPeepholes(),
     "rnn-tanh": RNN("tanh"),
     "rnn-relu": RNN("relu"),
 }
@@ -23,6 +25,7 @@ __all__ = [
     "RNN",
     "Cell",
     "GRUResetBefore",
+    "LSTMPeepholes",
     "Product",
     "Pulled",
     "Weights",

@@ -174,9 +174,19 @@ class Cell(ABC):
         """The arrays that `products` name, besides "1", each (..., width)."""
         return {"x": x, "h": self.output(before)}
 
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """The shape of every array that a layer of this cell holds, by name; those named bias… may be absent."""
+        rows = len(self.gates) * hidden
+        return {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
+
+    def dimensions(self, w: Weights) -> tuple[int, int]:
+        """(inputs, hidden) that make these arrays' `shapes`."""
+        hidden = w.weight_ih.shape[0] // len(self.gates) if w.weight_hh is None else w.weight_hh.shape[1]
+        return w.weight_ih.shape[1], hidden
+
     def carry_size(self, w: Weights) -> int:
         """C, from the weights' shapes."""
-        return len(self.states) * w.weight_hh.shape[0] // len(self.gates)
+        return len(self.states) * self.dimensions(w)[1]
 
     def split(self, carry: Tensor) -> tuple[Tensor, ...]:
         """The states (..., H) that a carry (..., C) is made of."""

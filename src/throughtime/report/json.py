@@ -84,7 +84,7 @@ def report_to_dict(report: Report, network: bool = False) -> dict[str, Any]:
 def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     demand = layer.demand
     tail = layer.tail
-    kept = {"network": _network(layer)} if network and layer.sequence is not None else {}
+    kept: dict[str, Any] = {"network": _network(layer)} if network and layer.sequence is not None else {}
     if layer.external is not None:
         kept["external"] = layer.external
     return kept | {
