@@ -19,6 +19,7 @@ _PUBLIC = {
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
     "load": "importers.load",
+    "register_cell": "own",
 }
 _MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks", "theory")
 

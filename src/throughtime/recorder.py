@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from throughtime import own
 from throughtime.calls import Call, Form, Shared, edge_of, edges_of, hook
 from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.cell import Cell, Tensors
@@ -66,7 +67,7 @@ class Record:
     def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
         self.layers = dict(_recurrent_layers(model, layers))
         self.calls: list[Call] = []
-        self._bare = isinstance(model, nn.RNNBase | Recurrent)
+        self._bare = isinstance(model, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(model)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._walked: set[Node] = set()
@@ -81,6 +82,8 @@ class Record:
         for name, layer in self.layers.items():
             if isinstance(layer, nn.RNNCellBase):
                 self._handles += _around(layer, name, self._running)
+            elif own.registered(layer):
+                self._handles += self._own(name, layer)
         self._mode = _Mode(_eager(self._see))
         self._mode.__enter__()
         return self
@@ -110,39 +113,69 @@ class Record:
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
-        targets, told = edges_of(x, initial, weights)
-        stops = {edge_of(value)[0] for value in (x, *initial, *weights.values()) if value.requires_grad}
-        version = None if x.is_inference() else x._version
-        low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        start = [state.detach().clone() for state in initial]
-        shared = self._shared_by(layer, weights)
-
+        started = self._start(layer, form, x, initial, weights)
         with _Masks() if form.layers > 1 else nullcontext() as masks:
             results = func(*args, **kwargs)
-
-        made = results if isinstance(results, tuple) else (results,)
-        output = made[0]
-        if output.requires_grad:
-            call = Call(
-                layer=layer,
-                form=form,
-                x=x.detach() if version is not None else x.detach().clone(),
-                version=version,
-                initial=start,
-                shared=shared,
-                results=[value.detach().clone() for value in (made if form.single else made[:1])],
-                dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
-                expected=[name for name, value in weights.items() if value.requires_grad],
-                masks=masks.seen if masks else [],
-                ends=[edge_of(state) for state in (made if form.single else made[1:])],
-                told=told,
-            )
-            mine = [each for each in self.calls if each.layer == layer]
-            link(call, initial, mine)
-            self._handles += external(call, x, mine, self._walked)
-            self.calls.append(call)
-            self._handles += hook(call, made, targets, stops)
+        self._end(started, results if isinstance(results, tuple) else (results,), masks.seen if masks else [])
         return results
+
+    def _start(self, layer: str, form: Form, x: Tensor, initial: list[Tensor], weights: Tensors) -> _Started:
+        """What must be noted before a call runs."""
+        low = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+        copies = [state.detach().clone() for state in initial]
+        version = None if x.is_inference() else x._version
+        return _Started(layer, form, x, version, initial, copies, weights, self._shared_by(layer, weights), low)
+
+    def _end(self, started: _Started, made: tuple[Tensor, ...], masks: list[Tensor]) -> None:
+        """Keep a call that has run, and hear what comes back to it."""
+        form, x, initial, weights = started.form, started.x, started.initial, started.weights
+        output, low = made[0], started.low
+        if not output.requires_grad:
+            return
+        targets, told = edges_of(x, initial, weights)
+        stops = {edge_of(value)[0] for value in (x, *initial, *weights.values()) if value.requires_grad}
+        call = Call(
+            layer=started.layer,
+            form=form,
+            x=x.detach() if started.version is not None else x.detach().clone(),
+            version=started.version,
+            initial=started.copies,
+            shared=started.shared,
+            results=[value.detach().clone() for value in (made if form.single else made[:1])],
+            dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
+            expected=[name for name, value in weights.items() if value.requires_grad],
+            masks=masks,
+            ends=[edge_of(state) for state in (made if form.single else made[1:])],
+            told=told,
+        )
+        mine = [each for each in self.calls if each.layer == started.layer]
+        link(call, initial, mine)
+        self._handles += external(call, x, mine, self._walked)
+        self.calls.append(call)
+        self._handles += hook(call, made, targets, stops)
+
+    def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Hooks around the steps of a registered cell of the user's own."""
+        running: list[_Started | None] = []
+
+        def begin(x: Any, state: Any) -> None:
+            running.append(None)
+            if torch.is_grad_enabled():
+                try:
+                    cell, states = own.cell_of(module, x, state)
+                except ThroughtimeError as error:
+                    self._refused.append(error)
+                    return
+                form = Form(cell, single=True)
+                running[-1] = self._start(name, form, x, states, own.weights_of(module))
+
+        def end(result: Any) -> None:
+            started = running.pop() if running else None
+            if started is not None and result is not None:
+                assert isinstance(started.form.cell, own.OwnCell)
+                self._end(started, own.state_of(result, started.form.cell.bare), [])
+
+        yield from own.around(module, begin, end)
 
     def _shared_by(self, layer: str, weights: Tensors) -> Shared:
         """Copies of the weights: those of the layer's last call where they are still the same."""
@@ -228,6 +261,21 @@ class Record:
         return replace(
             flow, missing=(*flow.missing, *silent, *(Missing(f"layers.{name}", other) for name in sorted(again)))
         )
+
+
+@dataclass
+class _Started:
+    """A call before it runs. copies: of its states; low: autocast's dtype, or None."""
+
+    layer: str
+    form: Form
+    x: Tensor
+    version: int | None
+    initial: list[Tensor]
+    copies: list[Tensor]
+    weights: Tensors
+    shared: Shared
+    low: torch.dtype | None
 
 
 class _Mode(TorchFunctionMode):
@@ -341,14 +389,18 @@ def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tu
     found = {
         name or "rnn": module
         for name, module in model.named_modules(remove_duplicate=wanted is None)
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase | Recurrent)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(module)
     }
+    cells = [f"{name}." for name, module in found.items() if own.registered(module)]
+    found = {name: module for name, module in found.items() if not name.startswith(tuple(cells))}
     if not found:
         kinds = sorted({type(module).__name__ for module in model.modules()})
         raise UnsupportedError(
             f"a model without nn.GRU, nn.LSTM, nn.RNN or their cells: it holds {', '.join(kinds[:8])}",
-            "at least one of them",
-            FROM_KERAS if any(map(is_keras, model.modules())) else "pass the module that holds it",
+            "at least one of them, or a registered cell",
+            FROM_KERAS
+            if any(map(is_keras, model.modules()))
+            else "pass the module that holds it; tell a cell of your own by tt.register_cell",
         )
     if wanted is not None:
         unknown = [wanted] if isinstance(wanted, str) else sorted(set(wanted) - set(found))

@@ -19,6 +19,7 @@ from throughtime.cells.cell import Tensors, Weights
 from throughtime.cells.stack import Stack
 from throughtime.errors import RecordError
 from throughtime.linearize import Linearization
+from throughtime.own import OwnCell
 from throughtime.scaled import power_of_two
 from throughtime.sweep import Block, stream
 from throughtime.trace import Trace
@@ -81,7 +82,7 @@ def run_of(call: Call) -> Run:
             padded[inside] = value
             value = padded
         elif form.single:
-            value = value[None]
+            value = value.reshape(1, len(value), -1)
         elif form.batch_first:
             value = value.transpose(0, 1)
         return value.to(working).contiguous()
@@ -99,10 +100,10 @@ def run_of(call: Call) -> Run:
     if form.single:
         inner = [total([each.inner for each in passes], place) for place in range(len(initial))]
         at = [
-            whole if whole is None or part is None else besides(whole, part, call.dtype)
+            whole if whole is None or part is None else besides(whole.flatten(1), part.flatten(1), call.dtype)
             for whole, part in zip(at, inner, strict=False)
         ]
-        made = torch.cat([state.to(working) for state in call.results], dim=-1)
+        made = torch.cat([state.to(working).reshape(batch, -1) for state in call.results], dim=-1)
         carries = torch.stack((torch.cat([state[0] for state in initial], dim=-1), made))
         of_states = at[: len(initial)]
     else:
@@ -245,6 +246,12 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     cell, noise = form.cell, None
     if run.passed:
         cell, noise = Between(form.cell, into.shape[-1]), _noise(run, carries, place)
+    if isinstance(form.cell, OwnCell):
+        before = carries[:-1]
+        if noise is not None:
+            mask, shift = noise.chunk(2, dim=-1)
+            before = mask * before + shift
+        form.cell.check(w, into, before, carries[1:], SAME.get(run.dtype, 5e-2))
     several = form.layers > 1
     alone = form.layers * form.directions == 1
     end = "" if alone else f".l{layer}{'_reverse' if direction else ''}"

@@ -77,7 +77,8 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
         cut = np.asarray(below.sum(0).sum(0).cpu()) / (trace.steps * trace.batch)
     states = trace.cell.output(trace.carries[1:])
     if states.shape[-1] != size:  # the output is a projection: the units are those of the last state
-        states = trace.cell.split(trace.carries[1:])[-1]
+        last = trace.cell.split(trace.carries[1:])[-1]
+        states = last if last.shape[-1] == size else trace.carries[1:]
     moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
     several = trace.steps * trace.batch > 1  # one state alone cannot be seen to stand still
     still = [several and move < STILL for move in moves]
