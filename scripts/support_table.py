@@ -82,9 +82,8 @@ def layer_table() -> list[str]:
 
 
 def weights_of(cell: Cell) -> Weights:
-    """Weights of a cell that is named as torch names them."""
-    rows = len(cell.gates) * UNITS
-    return Weights(torch.randn(rows, INPUTS) / 2, torch.randn(rows, UNITS) / 2, torch.randn(rows), torch.randn(rows))
+    """Random weights of the cell's own names and shapes."""
+    return Weights(**{name: torch.randn(shape) / 2 for name, shape in cell.shapes(INPUTS, UNITS).items()})
 
 
 def cell_table() -> list[str]:

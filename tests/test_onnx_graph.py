@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import throughtime as tt
+from throughtime.cli import main
 from throughtime.importers import importer
+from throughtime.importers.onnx_run import input_of
 
 D, H, T, B = 3, 4, 6, 2
 RNG = np.random.default_rng(0)
@@ -142,3 +147,144 @@ def test_a_small_file_makes_no_large_constant(operator, tmp_path, monkeypatch):
     path.write_bytes(made.SerializeToString())
     with pytest.raises(tt.ThroughtimeError, match=operator):
         tt.load(path)
+
+
+# The graph around the operator: x = relu(a + b), transposed; b is not needed by a second operator.
+def before(x: str, suffix: str = "") -> list:
+    return [
+        helper.make_node("Add", ["a", "b"], [f"sum{suffix}"]),
+        helper.make_node("Relu", [f"sum{suffix}"], [f"relu{suffix}"]),
+        helper.make_node("Transpose", [f"relu{suffix}"], [x], perm=[1, 0, 2]),
+    ]
+
+
+WEIGHTS = [tensor("W", W[None]), *FIXED]
+INPUTS = [value("a", [B, T, D]), value("b", [D])]
+GIVEN = {"a": RNG.normal(size=(B, T, D)).astype(np.float32), "b": RNG.normal(size=D).astype(np.float32)}
+
+
+def saved(made: onnx.ModelProto, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+def test_the_layers_own_input_is_that_of_the_whole_graph(tmp_path):
+    nodes = [*before("x"), lstm(), helper.make_node("Neg", ["y"], ["last"])]
+    made = model(nodes, WEIGHTS, INPUTS, [value("last", None), value("x", None), value("y", None)])
+    _, x, y = run(made, GIVEN)
+    path = saved(made, tmp_path)
+    mine = input_of(path, GIVEN)
+    np.testing.assert_array_equal(mine, x)
+    np.testing.assert_allclose(tt.load(path)(mine)[0].detach(), y[:, 0], atol=1e-6)
+    with pytest.raises(tt.ThroughtimeError, match="no data for the graph's input b"):
+        input_of(path, {"a": GIVEN["a"]})
+    with pytest.raises(tt.ThroughtimeError, match=r"data named 'c'.*names of the graph's inputs: a, b"):
+        input_of(path, GIVEN | {"c": GIVEN["b"]})
+    with pytest.raises(tt.ThroughtimeError, match="does not run on these data"):
+        input_of(path, GIVEN | {"b": GIVEN["b"].astype(np.int64)})
+    with pytest.raises(tt.ThroughtimeError, match="of type ndarray"):
+        input_of(path, GIVEN["a"])  # type: ignore[arg-type]
+    with pytest.raises(tt.ThroughtimeError, match="one of rnn"):
+        input_of(path, GIVEN, "other")
+
+
+def branched() -> onnx.ModelProto:
+    """An operator in each branch of an If, behind an If of its own; else comes first in the node, so its operator is "rnn"."""
+
+    def inner(scale: float, name: str):
+        constant = helper.make_node("Constant", [], [f"s{name}"], value=tensor("", np.float32(scale)))
+        always = helper.make_node("Constant", [], [f"t{name}"], value=tensor("", np.array(True)))
+        side = helper.make_graph(
+            [helper.make_node("Mul", ["x", f"s{name}"], [f"m{name}"])], "side", [], [value(f"m{name}", None)]
+        )
+        other = helper.make_graph([helper.make_node("Neg", ["x"], [f"n{name}"])], "o", [], [value(f"n{name}", None)])
+        chosen = helper.make_node("If", [f"t{name}"], [f"x{name}"], then_branch=side, else_branch=other)
+        node = helper.make_node("LSTM", [f"x{name}", "W", "R", "B"], [f"y{name}"], name="rnn", hidden_size=H)
+        outputs = [value(f"y{name}", None), value(f"x{name}", None)]
+        return helper.make_graph([constant, always, chosen, node], name, [], outputs)
+
+    top = helper.make_node(
+        "If", ["yes"], ["y", "seen"], name="which", then_branch=inner(2.0, "A"), else_branch=inner(3.0, "B")
+    )
+    rate = [
+        helper.make_node("Constant", [], ["wanted"], value=tensor("", np.int64(16))),
+        helper.make_node("Equal", ["rate", "wanted"], ["yes"]),
+    ]
+    inputs = [*INPUTS, value("rate", [], TensorProto.INT64)]
+    return model([*rate, *before("x"), top], WEIGHTS, inputs, [value("y", None), value("seen", None)])
+
+
+@pytest.mark.parametrize(("rate", "layer", "other"), [(16, "rnn#2", "rnn"), (8, "rnn", "rnn#2")])
+def test_an_operator_in_the_branch_taken(rate, layer, other, tmp_path):
+    made, given = branched(), GIVEN | {"rate": np.array(rate)}
+    path = saved(made, tmp_path)
+    y, x = run(made, given)
+    mine = input_of(path, given, layer)
+    np.testing.assert_array_equal(mine, x)
+    np.testing.assert_allclose(tt.load(path, layer)(mine)[0].detach(), y[:, 0], atol=1e-6)
+    with pytest.raises(tt.ThroughtimeError, match="which takes its other branch"):
+        input_of(path, given, other)
+    with pytest.raises(tt.ThroughtimeError, match="2 recurrent operators"):
+        input_of(path, given)
+
+
+def test_batch_first_operators(tmp_path):
+    node = lstm()
+    node.attribute.append(helper.make_attribute("layout", 1))
+    made = model([node], WEIGHTS, [value("x", [B, T, D])], [value("y", None)])
+    given = np.ascontiguousarray(X.swapaxes(0, 1))
+    np.testing.assert_array_equal(input_of(saved(made, tmp_path), {"x": given}), X)
+
+
+def test_external_data_other_domains_and_loops_are_refused(tmp_path):
+    """A file says where its data lie: nothing but the file is opened."""
+    far = tensor("far", np.zeros(D, np.float32))
+    far.ClearField("raw_data")
+    far.data_location = TensorProto.EXTERNAL
+    far.external_data.add(key="location", value="/etc/hostname")
+    nodes = [helper.make_node("Add", ["x0", "far"], ["x"]), lstm()]
+    made = model(nodes, [far, *WEIGHTS], [value("x0", [T, B, D])], [value("y", None)])
+    with pytest.raises(tt.ThroughtimeError, match="far, whose data lie in another file"):
+        input_of(saved(made, tmp_path), {"x0": X})
+    hidden = helper.make_node("Constant", [], ["far"], value=far)  # in an attribute
+    made = model([hidden, *nodes], WEIGHTS, [value("x0", [T, B, D])], [value("y", None)])
+    with pytest.raises(tt.ThroughtimeError, match="whose data lie in another file"):
+        input_of(saved(made, tmp_path), {"x0": X})
+    made = model(
+        [helper.make_node("Gelu", ["x0"], ["x"], domain="com.microsoft"), lstm()],
+        WEIGHTS,
+        [value("x0", [T, B, D])],
+        [value("y", None)],
+    )
+    with pytest.raises(tt.ThroughtimeError, match=r"com\.microsoft\.Gelu"):
+        input_of(saved(made, tmp_path), {"x0": X})
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), lstm()],
+        "body",
+        [value("n", [], TensorProto.INT64), value("go", [], TensorProto.BOOL)],
+        [value("on", [], TensorProto.BOOL), value("y", None)],
+    )
+    loop = helper.make_node("Loop", ["times", ""], ["ys"], body=body)
+    made = model([loop], WEIGHTS, [value("x", [T, B, D]), value("times", [], TensorProto.INT64)], [value("ys", None)])
+    with pytest.raises(tt.ThroughtimeError, match="inside a Loop"):
+        input_of(saved(made, tmp_path), {"x": X, "times": np.array(2)})
+
+
+def test_a_shell_runs_the_graph_only_when_told(tmp_path):
+    nodes = [*before("x"), lstm()]
+    path = saved(model(nodes, WEIGHTS, INPUTS, [value("y", None)]), tmp_path)
+    np.savez(tmp_path / "input.npz", **GIVEN)
+    words = ["diagnose", str(path), "--data", str(tmp_path / "input.npz"), "--format", "json", "--fail-on", "never"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2
+    told = CliRunner().invoke(main, [*words, "--run-graph"])
+    assert told.exit_code == 0, told.output
+    expected = tt.diagnose(tt.load(path), input_of(path, GIVEN)).flow
+    found = json.loads(told.stdout)
+    assert found["steps"] == T
+    np.testing.assert_allclose(
+        found["layers"][0]["adjoint"]["log10_norm"], expected.layers["rnn"].adjoint.log10_norm, rtol=1e-5
+    )
+    wrong = CliRunner().invoke(main, ["diagnose", "torch:nn", "--data", str(tmp_path / "input.npz"), "--run-graph"])
+    assert wrong.exit_code == 2

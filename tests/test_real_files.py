@@ -20,6 +20,7 @@ from torch import nn
 
 import throughtime as tt
 from throughtime.importers.load import layers
+from throughtime.importers.onnx_run import input_of
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore")]
 
@@ -47,6 +48,21 @@ def test_silero_vad(tmp_path):
     for step in x:
         carry = cell(step, carry)
     torch.testing.assert_close(layer(x)[0][-1], carry[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "branch", "samples"), [(16000, "then", 576), (8000, "else", 288)])
+def test_silero_vad_onnx(rate, branch, samples, tmp_path):
+    """Its LSTM stands in an If of an If, weights rearranged, behind a short-time Fourier transform: onnxruntime's own state."""
+    import onnxruntime
+
+    path = fetched("silero-vad==6.2.3", "silero_vad/data/silero_vad.onnx", tmp_path)
+    x = np.random.default_rng(0).normal(size=(3, samples)).astype(np.float32) / 10
+    given = {"input": x, "state": np.zeros((2, 3, 128), np.float32), "sr": np.array(rate)}
+    _, (h, c) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, given)
+    name = f"If_0_{branch}_branch__Inline_0__/decoder/rnn/LSTM"
+    states = tt.load(path, name)(input_of(path, given, name))[1]
+    for mine, theirs in zip(states, (h, c), strict=True):
+        np.testing.assert_allclose(mine[0].detach(), theirs, atol=1e-5)
 
 
 def test_g2p_en(tmp_path):

@@ -80,6 +80,11 @@ input_options = _together(
         help="package.module:batches, or a file .npy or .npz (x, and y where there are targets), time first for bare weights.",
     ),
     click.option(
+        "--run-graph",
+        is_flag=True,
+        help="An ONNX file may run, up to the layer: --data are arrays by the names of the graph's inputs.",
+    ),
+    click.option(
         "--loss",
         help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
     ),
@@ -331,6 +336,7 @@ def version() -> None:
 def _diagnosed(
     model: str,
     data: str,
+    run_graph: bool,
     loss: str | None,
     needed_lag: int | None,
     history: str | None,
@@ -367,7 +373,7 @@ def _diagnosed(
             network, factory = sources.model(model, convention, seed, wanted, trust)
             return run(
                 network,
-                sources.data(data),
+                sources.graph_data(model, wanted, data) if run_graph else sources.data(data),
                 None if loss is None else sources.named(loss),
                 needed_lag,
                 None if history is None else sources.history(history),

@@ -86,6 +86,19 @@ def data(name: str) -> Any:
     return x if y is None else (x, y)
 
 
+def graph_data(model: str, layer: str | None, name: str) -> Tensor:
+    """What a recurrent operator of an ONNX file reads when its graph is given these data: arrays by the graph's inputs."""
+    from throughtime.importers.onnx_run import input_of
+
+    if not is_file(model):
+        raise InputError(f"--run-graph with the model {model}", "it for an ONNX file only", "leave --run-graph out")
+    if is_file(name):
+        return input_of(model, read_arrays(name), layer)
+    found: Any = named(name)
+    given: Any = found() if callable(found) else found
+    return input_of(model, given, layer)
+
+
 def history(path: str) -> Any:
     """Losses by training step, or a mapping with loss and perhaps gradient_norm, of an .npy, .npz or .json file."""
     if Path(path).suffix != ".json":

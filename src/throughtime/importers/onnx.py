@@ -85,13 +85,13 @@ class Operator(NamedTuple):
     """A recurrent operator of a graph, at any depth.
 
     scope: what makes each name that it can see, an initializer or a node. around: the nodes whose nested graphs it stands
-    in, the outermost first, each with that graph.
+    in, the outermost first, each with the attribute and the graph.
     """
 
     name: str
     node: Any
     scope: dict[str, Any]
-    around: tuple[tuple[Any, Any], ...]
+    around: tuple[tuple[Any, str, Any], ...]
 
 
 def operators(graph: Any) -> list[Operator]:
@@ -104,7 +104,7 @@ def operators(graph: Any) -> list[Operator]:
     return made
 
 
-def _operators(graph: Any, above: dict[str, Any], around: tuple[tuple[Any, Any], ...]) -> Iterator[Operator]:
+def _operators(graph: Any, above: dict[str, Any], around: tuple[tuple[Any, str, Any], ...]) -> Iterator[Operator]:
     hidden = dict.fromkeys([each.name for each in graph.input] if around else [])  # a body's inputs are no constants
     scope = above | hidden | {each.name: each for each in graph.initializer}
     for node in graph.node:
@@ -115,7 +115,7 @@ def _operators(graph: Any, above: dict[str, Any], around: tuple[tuple[Any, Any],
             yield Operator(name, node, scope, around)
         for attribute in node.attribute if len(around) < DEEPEST else ():
             for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-                yield from _operators(inner, scope, (*around, (node, inner)))
+                yield from _operators(inner, scope, (*around, (node, attribute.name, inner)))
 
 
 def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
