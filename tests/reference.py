@@ -111,6 +111,55 @@ def lstm_peepholes(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, T
     return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
 
 
+def sigmoid(a: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-a))
+
+
+def min_gru(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Feng et al. 2024, section 3.1.2."""
+    logit, candidate = affine(w, "ih", x).chunk(2, -1)
+    z = sigmoid(logit)
+    return Moved((1 - z) * ports["carry"][0] + z * candidate, itself, {"z": logit}, 1 - z)
+
+
+def min_lstm(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Feng et al. 2024, section 3.2.3."""
+    f_logit, i_logit, candidate = affine(w, "ih", x).chunk(3, -1)
+    f, i = sigmoid(f_logit), sigmoid(i_logit)
+    keep, take = f / (f + i), i / (f + i)
+    return Moved(keep * ports["carry"][0] + take * candidate, itself, {"f": f_logit, "i": i_logit}, keep)
+
+
+def janet(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """van der Westhuizen & Lasenby 2018, equations 5 to 8, β = 1."""
+    s = affine(w, "ih", x).chunk(2, -1)[0] + affine(w, "hh", ports["forget"][0]).chunk(2, -1)[0]
+    new = torch.tanh(affine(w, "ih", x).chunk(2, -1)[1] + affine(w, "hh", ports["candidate"][0]).chunk(2, -1)[1])
+    return Moved(sigmoid(s) * ports["carry"][0] + (1 - sigmoid(s - 1)) * new, itself, {"f": s}, sigmoid(s))
+
+
+def mgu(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Zhou et al. 2016, equations 6a to 6c."""
+    logit = affine(w, "ih", x).chunk(2, -1)[0] + affine(w, "hh", ports["gate"][0]).chunk(2, -1)[0]
+    f = sigmoid(logit)
+    read = f * ports["candidate"][0]
+    new = torch.tanh(affine(w, "ih", x).chunk(2, -1)[1] + affine(w, "hh", read).chunk(2, -1)[1])
+    return Moved((1 - f) * ports["carry"][0] + f * new, itself, {"f": logit}, 1 - f)
+
+
+def rate(activation: Callable[[Tensor], Tensor], alpha: float, inside: bool) -> Step:
+    """Song, Yang & Wang 2016, equation 5; with φ inside, Sompolinsky et al. 1988 by Euler steps."""
+
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        old, read = ports["carry"][0], ports["recurrent"][0]
+        if inside:
+            drive = affine(w, "ih", x) + affine(w, "hh", activation(read))
+        else:
+            drive = activation(affine(w, "ih", x) + affine(w, "hh", read))
+        return Moved(old + alpha * (drive - old), itself, keep=torch.full_like(old, 1 - alpha))
+
+    return step
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -127,6 +176,13 @@ STEPS: dict[str, Step] = {
     "gru-reset-before-z-takes": gru(keeps=False, reset_after=False),
     "lstm": lstm,
     "lstm-peepholes": lstm_peepholes,
+    "mingru": min_gru,
+    "minlstm": min_lstm,
+    "janet": janet,
+    "mgu": mgu,
+    "rate-tanh": rate(torch.tanh, 0.2, inside=False),
+    "rate-relu": rate(torch.relu, 0.2, inside=False),
+    "rate-inside": rate(torch.tanh, 0.2, inside=True),
     "rnn-tanh": elman(torch.tanh),
     "rnn-relu": elman(lambda a: torch.where(a > 0, a, torch.zeros_like(a))),
 }

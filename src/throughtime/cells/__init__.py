@@ -3,8 +3,13 @@
 from throughtime.cells.cell import Cell, Product, Pulled, Weights, pull_by_autograd
 from throughtime.cells.gru import GRU
 from throughtime.cells.gru_reset_before import GRUResetBefore
+from throughtime.cells.janet import JANET
 from throughtime.cells.lstm import LSTM
 from throughtime.cells.lstm_peepholes import LSTMPeepholes
+from throughtime.cells.mgu import MGU
+from throughtime.cells.min_gru import MinGRU
+from throughtime.cells.min_lstm import MinLSTM
+from throughtime.cells.rate import Rate
 from throughtime.cells.rnn import RNN
 
 REGISTRY: dict[str, Cell] = {
@@ -14,20 +19,32 @@ REGISTRY: dict[str, Cell] = {
     "gru-reset-before-z-takes": GRUResetBefore(keeps=False),
     "lstm": LSTM(),
     "lstm-peepholes": LSTMPeepholes(),
+    "mingru": MinGRU(),
+    "minlstm": MinLSTM(),
+    "janet": JANET(),
+    "mgu": MGU(),
+    "rate-tanh": Rate("tanh"),
+    "rate-relu": Rate("relu"),
+    "rate-inside": Rate("tanh", inside=True),
     "rnn-tanh": RNN("tanh"),
     "rnn-relu": RNN("relu"),
 }
 
 __all__ = [
     "GRU",
+    "JANET",
     "LSTM",
+    "MGU",
     "REGISTRY",
     "RNN",
     "Cell",
     "GRUResetBefore",
     "LSTMPeepholes",
+    "MinGRU",
+    "MinLSTM",
     "Product",
     "Pulled",
+    "Rate",
     "Weights",
     "pull_by_autograd",
 ]
