@@ -160,6 +160,31 @@ def rate(activation: Callable[[Tensor], Tensor], alpha: float, inside: bool) -> 
     return step
 
 
+def lru(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Orvieto et al. 2023, in complex numbers."""
+    eigenvalues = torch.exp(torch.complex(-torch.exp(w["nu"]), torch.exp(w["theta"])))
+    b = torch.complex(*w["weight_ih"].chunk(2, dim=1))
+    driven = torch.exp(w["gamma"]) * torch.einsum("bnd,bd->bn", b, x.to(b.dtype))
+    moved = eigenvalues * torch.complex(*ports["recurrent"][0].chunk(2, -1)) + driven
+    return Moved(torch.cat((moved.real, moved.imag), -1), itself, keep=eigenvalues.abs().repeat(1, 2))
+
+
+def s6(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Gu & Dao 2023, algorithm 2, with one loop over channels and numbers of their state."""
+    low = torch.einsum("brd,bd->br", w["weight_low"], x)
+    step_size = torch.einsum("bdr,br->bd", w["weight_dt"], low) + w.get("bias_dt", 0)
+    step_size = torch.log1p(torch.exp(step_size))
+    b = torch.einsum("bnd,bd->bn", w["weight_b"], x)
+    channels, numbers = w["a"].shape[1:]
+    states, keeps = [], []
+    for place in range(channels * numbers):
+        channel, number = divmod(place, numbers)
+        keeps.append(torch.exp(-step_size[:, channel] * torch.exp(w["a"][:, channel, number])))
+        driven = step_size[:, channel] * b[:, number] * x[:, channel]
+        states.append(keeps[-1] * ports["carry"][0][:, place] + driven)
+    return Moved(torch.stack(states, -1), itself, keep=torch.stack(keeps, -1))
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -183,6 +208,8 @@ STEPS: dict[str, Step] = {
     "rate-tanh": rate(torch.tanh, 0.2, inside=False),
     "rate-relu": rate(torch.relu, 0.2, inside=False),
     "rate-inside": rate(torch.tanh, 0.2, inside=True),
+    "lru": lru,
+    "s6": s6,
     "rnn-tanh": elman(torch.tanh),
     "rnn-relu": elman(lambda a: torch.where(a > 0, a, torch.zeros_like(a))),
 }

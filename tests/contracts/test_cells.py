@@ -37,6 +37,9 @@ def draw(cell: Cell, hidden: int, inputs: int, bias: bool = True, spread: float 
     made = drawn(cell, inputs, hidden, normal, bias)
     if "weight_hh" in made:
         made["weight_hh"] /= hidden**0.5
+    for name in made.keys() - {"peephole"}:
+        if not name.startswith(("weight", "bias")):
+            made[name] /= max(1.0, spread)  # logarithms: their exponentials overflow before any gate saturates
     return Weights(**made)
 
 

@@ -4,6 +4,7 @@ from throughtime.cells.cell import Cell, Product, Pulled, Weights, pull_by_autog
 from throughtime.cells.gru import GRU
 from throughtime.cells.gru_reset_before import GRUResetBefore
 from throughtime.cells.janet import JANET
+from throughtime.cells.lru import LRU
 from throughtime.cells.lstm import LSTM
 from throughtime.cells.lstm_peepholes import LSTMPeepholes
 from throughtime.cells.mgu import MGU
@@ -11,6 +12,7 @@ from throughtime.cells.min_gru import MinGRU
 from throughtime.cells.min_lstm import MinLSTM
 from throughtime.cells.rate import Rate
 from throughtime.cells.rnn import RNN
+from throughtime.cells.s6 import S6
 
 REGISTRY: dict[str, Cell] = {
     "gru": GRU(),
@@ -26,6 +28,8 @@ REGISTRY: dict[str, Cell] = {
     "rate-tanh": Rate("tanh"),
     "rate-relu": Rate("relu"),
     "rate-inside": Rate("tanh", inside=True),
+    "lru": LRU(),
+    "s6": S6(),
     "rnn-tanh": RNN("tanh"),
     "rnn-relu": RNN("relu"),
 }
@@ -33,10 +37,12 @@ REGISTRY: dict[str, Cell] = {
 __all__ = [
     "GRU",
     "JANET",
+    "LRU",
     "LSTM",
     "MGU",
     "REGISTRY",
     "RNN",
+    "S6",
     "Cell",
     "GRUResetBefore",
     "LSTMPeepholes",
