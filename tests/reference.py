@@ -46,7 +46,7 @@ Step = Callable[[Parameters, Tensor, Mapping[str, tuple[Tensor, Tensor]]], Moved
 
 def drawn(cell: Cell, inputs: int, hidden: int, normal: Callable[..., Tensor], bias: bool = True) -> dict[str, Tensor]:
     """Arrays of the cell's shapes, each by `normal(*shape)`; without bias, those that may be absent are."""
-    shapes = cell.shapes(inputs, hidden)
+    shapes = cell.shapes(inputs, hidden * cell.multiple)
     return {name: normal(*shape) for name, shape in shapes.items() if bias or not name.startswith("bias")}
 
 
@@ -185,6 +185,28 @@ def s6(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> 
     return Moved(torch.stack(states, -1), itself, keep=torch.stack(keeps, -1))
 
 
+def block_gru(blocks: int, eps: float) -> Step:
+    """Hafner et al. 2023: one dense product with the block-diagonal matrix written out, layer norm by its definition."""
+
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        old = ports["carry"][0]
+        size = old.shape[-1] // blocks
+        sums = []
+        for gate, port in enumerate(("reset", "candidate", "update")):
+            rows = w["weight_hh"].chunk(3, dim=1)[gate]
+            dense = torch.stack([torch.block_diag(*each.split(size)) for each in rows])
+            sums.append(torch.einsum("bij,bj->bi", dense, ports[port][0]))
+        a = affine(w, "ih", x) + torch.cat(sums, -1)
+        centred = a - a.mean(-1, keepdim=True)
+        normed = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        r, n, u = (w["norm_weight"] * normed + w.get("bias_norm", 0)).chunk(3, -1)
+        update = sigmoid(u - 1)
+        new = torch.tanh(sigmoid(r) * n)
+        return Moved(update * new + (1 - update) * old, itself, {"r": r, "u": u - 1}, 1 - update)
+
+    return step
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -208,6 +230,7 @@ STEPS: dict[str, Step] = {
     "rate-tanh": rate(torch.tanh, 0.2, inside=False),
     "rate-relu": rate(torch.relu, 0.2, inside=False),
     "rate-inside": rate(torch.tanh, 0.2, inside=True),
+    "block-gru": block_gru(blocks=2, eps=1e-3),
     "lru": lru,
     "s6": s6,
     "rnn-tanh": elman(torch.tanh),

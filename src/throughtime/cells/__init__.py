@@ -1,5 +1,6 @@
 """The cells. Adding one: a file here with a final subclass of `Cell`, and its instances in `REGISTRY`."""
 
+from throughtime.cells.block_gru import BlockGRU
 from throughtime.cells.cell import Cell, Product, Pulled, Weights, pull_by_autograd
 from throughtime.cells.gru import GRU
 from throughtime.cells.gru_reset_before import GRUResetBefore
@@ -28,6 +29,7 @@ REGISTRY: dict[str, Cell] = {
     "rate-tanh": Rate("tanh"),
     "rate-relu": Rate("relu"),
     "rate-inside": Rate("tanh", inside=True),
+    "block-gru": BlockGRU(blocks_of=2),
     "lru": LRU(),
     "s6": S6(),
     "rnn-tanh": RNN("tanh"),
@@ -43,6 +45,7 @@ __all__ = [
     "REGISTRY",
     "RNN",
     "S6",
+    "BlockGRU",
     "Cell",
     "GRUResetBefore",
     "LSTMPeepholes",

@@ -141,6 +141,11 @@ class Cell(ABC):
         return {}
 
     @property
+    def multiple(self) -> int:
+        """Hidden units come in multiples of this."""
+        return 1
+
+    @property
     def banks(self) -> tuple[tuple[str, ...], ...]:
         """The pre-activations, those of one width together."""
         return (self.pre,) if self.pre else ()
