@@ -46,7 +46,7 @@ Step = Callable[[Parameters, Tensor, Mapping[str, tuple[Tensor, Tensor]]], Moved
 
 def drawn(cell: Cell, inputs: int, hidden: int, normal: Callable[..., Tensor], bias: bool = True) -> dict[str, Tensor]:
     """Arrays of the cell's shapes, each by `normal(*shape)`; without bias, those that may be absent are."""
-    shapes = cell.shapes(inputs, hidden)
+    shapes = cell.shapes(inputs, hidden * cell.multiple)
     return {name: normal(*shape) for name, shape in shapes.items() if bias or not name.startswith("bias")}
 
 
@@ -111,6 +111,102 @@ def lstm_peepholes(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, T
     return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
 
 
+def sigmoid(a: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-a))
+
+
+def min_gru(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Feng et al. 2024, section 3.1.2."""
+    logit, candidate = affine(w, "ih", x).chunk(2, -1)
+    z = sigmoid(logit)
+    return Moved((1 - z) * ports["carry"][0] + z * candidate, itself, {"z": logit}, 1 - z)
+
+
+def min_lstm(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Feng et al. 2024, section 3.2.3."""
+    f_logit, i_logit, candidate = affine(w, "ih", x).chunk(3, -1)
+    f, i = sigmoid(f_logit), sigmoid(i_logit)
+    keep, take = f / (f + i), i / (f + i)
+    return Moved(keep * ports["carry"][0] + take * candidate, itself, {"f": f_logit, "i": i_logit}, keep)
+
+
+def janet(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """van der Westhuizen & Lasenby 2018, equations 5 to 8, β = 1."""
+    s = affine(w, "ih", x).chunk(2, -1)[0] + affine(w, "hh", ports["forget"][0]).chunk(2, -1)[0]
+    new = torch.tanh(affine(w, "ih", x).chunk(2, -1)[1] + affine(w, "hh", ports["candidate"][0]).chunk(2, -1)[1])
+    return Moved(sigmoid(s) * ports["carry"][0] + (1 - sigmoid(s - 1)) * new, itself, {"f": s}, sigmoid(s))
+
+
+def mgu(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Zhou et al. 2016, equations 6a to 6c."""
+    logit = affine(w, "ih", x).chunk(2, -1)[0] + affine(w, "hh", ports["gate"][0]).chunk(2, -1)[0]
+    f = sigmoid(logit)
+    read = f * ports["candidate"][0]
+    new = torch.tanh(affine(w, "ih", x).chunk(2, -1)[1] + affine(w, "hh", read).chunk(2, -1)[1])
+    return Moved((1 - f) * ports["carry"][0] + f * new, itself, {"f": logit}, 1 - f)
+
+
+def rate(activation: Callable[[Tensor], Tensor], alpha: float, inside: bool) -> Step:
+    """Song, Yang & Wang 2016, equation 5; with φ inside, Sompolinsky et al. 1988 by Euler steps."""
+
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        old, read = ports["carry"][0], ports["recurrent"][0]
+        if inside:
+            drive = affine(w, "ih", x) + affine(w, "hh", activation(read))
+        else:
+            drive = activation(affine(w, "ih", x) + affine(w, "hh", read))
+        return Moved(old + alpha * (drive - old), itself, keep=torch.full_like(old, 1 - alpha))
+
+    return step
+
+
+def lru(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Orvieto et al. 2023, in complex numbers."""
+    eigenvalues = torch.exp(torch.complex(-torch.exp(w["nu"]), torch.exp(w["theta"])))
+    b = torch.complex(*w["weight_ih"].chunk(2, dim=1))
+    driven = torch.exp(w["gamma"]) * torch.einsum("bnd,bd->bn", b, x.to(b.dtype))
+    moved = eigenvalues * torch.complex(*ports["recurrent"][0].chunk(2, -1)) + driven
+    return Moved(torch.cat((moved.real, moved.imag), -1), itself, keep=eigenvalues.abs().repeat(1, 2))
+
+
+def s6(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+    """Gu & Dao 2023, algorithm 2, with one loop over channels and numbers of their state."""
+    low = torch.einsum("brd,bd->br", w["weight_low"], x)
+    step_size = torch.einsum("bdr,br->bd", w["weight_dt"], low) + w.get("bias_dt", 0)
+    step_size = torch.log1p(torch.exp(step_size))
+    b = torch.einsum("bnd,bd->bn", w["weight_b"], x)
+    channels, numbers = w["a"].shape[1:]
+    states, keeps = [], []
+    for place in range(channels * numbers):
+        channel, number = divmod(place, numbers)
+        keeps.append(torch.exp(-step_size[:, channel] * torch.exp(w["a"][:, channel, number])))
+        driven = step_size[:, channel] * b[:, number] * x[:, channel]
+        states.append(keeps[-1] * ports["carry"][0][:, place] + driven)
+    return Moved(torch.stack(states, -1), itself, keep=torch.stack(keeps, -1))
+
+
+def block_gru(blocks: int, eps: float) -> Step:
+    """Hafner et al. 2023: one dense product with the block-diagonal matrix written out, layer norm by its definition."""
+
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        old = ports["carry"][0]
+        size = old.shape[-1] // blocks
+        sums = []
+        for gate, port in enumerate(("reset", "candidate", "update")):
+            rows = w["weight_hh"].chunk(3, dim=1)[gate]
+            dense = torch.stack([torch.block_diag(*each.split(size)) for each in rows])
+            sums.append(torch.einsum("bij,bj->bi", dense, ports[port][0]))
+        a = affine(w, "ih", x) + torch.cat(sums, -1)
+        centred = a - a.mean(-1, keepdim=True)
+        normed = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        r, n, u = (w["norm_weight"] * normed + w.get("bias_norm", 0)).chunk(3, -1)
+        update = sigmoid(u - 1)
+        new = torch.tanh(sigmoid(r) * n)
+        return Moved(update * new + (1 - update) * old, itself, {"r": r, "u": u - 1}, 1 - update)
+
+    return step
+
+
 def elman(activation: Callable[[Tensor], Tensor]) -> Step:
     """torch.nn.RNN's documentation."""
 
@@ -127,6 +223,16 @@ STEPS: dict[str, Step] = {
     "gru-reset-before-z-takes": gru(keeps=False, reset_after=False),
     "lstm": lstm,
     "lstm-peepholes": lstm_peepholes,
+    "mingru": min_gru,
+    "minlstm": min_lstm,
+    "janet": janet,
+    "mgu": mgu,
+    "rate-tanh": rate(torch.tanh, 0.2, inside=False),
+    "rate-relu": rate(torch.relu, 0.2, inside=False),
+    "rate-inside": rate(torch.tanh, 0.2, inside=True),
+    "block-gru": block_gru(blocks=2, eps=1e-3),
+    "lru": lru,
+    "s6": s6,
     "rnn-tanh": elman(torch.tanh),
     "rnn-relu": elman(lambda a: torch.where(a > 0, a, torch.zeros_like(a))),
 }

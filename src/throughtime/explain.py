@@ -112,7 +112,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
     ledger, adjoints, paths = Ledger(lin, reference, asked.bias, LEVELS), Adjoints(lin), Paths(lin)
     initial = InitialState(lin)
     noise = SignalToNoise(lin) if asked.signal_to_noise else None
-    hops = Hops(lin) if asked.hops and trace.cell.keep else None
+    hops = Hops(lin) if asked.hops and trace.cell.diagonal else None
     places = OriginSteps(lin) if asked.origin_step else None
     used = [each for each in (ledger, adjoints, paths, initial, noise, hops, places) if each is not None]
     first = sweep(lin, used, asked.tolerance, asked.max_lag, progress)
@@ -208,7 +208,7 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
 
 def _left_out(trace: Trace, asked: _Asked) -> list[Missing]:
     """What was not asked for, or does not exist for this cell or batch."""
-    carry = trace.cell.keep is not None
+    carry = trace.cell.diagonal
     parts = "told for each layer of the stack" if trace.cell.compound else ""
     reasons = {
         "signal_to_noise": "not asked for" if not asked.signal_to_noise else "",

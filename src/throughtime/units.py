@@ -66,9 +66,8 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
     trace = linearization.trace
     lives, size = half_life(log10_rms), trace.hidden_size
     scales, cut = np.full(size, np.nan), np.zeros(size)
-    if trace.cell.keep is not None:
-        gate, sign = trace.cell.keep
-        log_keep = torch.nn.functional.logsigmoid(sign * linearization.logits[gate])
+    log_keep = trace.cell.log_keep(trace.weights, linearization.inputs, linearization.logits)
+    if log_keep is not None:
         with np.errstate(divide="ignore"):
             scales = -1 / np.asarray(log_keep.mean(0).double().mean(0).cpu())
     cutting = trace.cell.reset or (trace.cell.keep[0] if trace.cell.keep else None)

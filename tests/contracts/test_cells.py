@@ -37,6 +37,9 @@ def draw(cell: Cell, hidden: int, inputs: int, bias: bool = True, spread: float 
     made = drawn(cell, inputs, hidden, normal, bias)
     if "weight_hh" in made:
         made["weight_hh"] /= hidden**0.5
+    for name in made.keys() - {"peephole"}:
+        if not name.startswith(("weight", "bias")):
+            made[name] /= max(1.0, spread)  # logarithms: their exponentials overflow before any gate saturates
     return Weights(**made)
 
 
@@ -238,9 +241,11 @@ def test_pre_activations_are_those_of_the_equations(key):
     assert set(cell.pre) <= set(seen)
     for gate in cell.sigmoids:
         torch.testing.assert_close(seen[gate], moved.logits[gate], **TIGHT)
-    if cell.keep is not None:
-        name, sign = cell.keep
-        torch.testing.assert_close(torch.sigmoid(sign * seen[name]), moved.keep, **TIGHT)
+    log_keep = cell.log_keep(w, x, {gate: seen[gate] for gate in cell.sigmoids})
+    assert (log_keep is None) == (moved.keep is None)
+    if log_keep is not None:
+        torch.testing.assert_close(log_keep.exp(), moved.keep, **TIGHT)
+    assert "carry" in cell.ports or not cell.diagonal
     assert cell.reset is None or cell.reset in cell.sigmoids
 
 

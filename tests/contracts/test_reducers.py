@@ -153,7 +153,7 @@ def flat(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def applies(kind: type[Reducer], key: str) -> bool:
-    return kind.__name__ != "Hops" or REGISTRY[key].keep is not None
+    return kind.__name__ != "Hops" or REGISTRY[key].diagonal
 
 
 def check_merge(kind: type[Reducer], whole: Trace, cuts: list[slice], rtol: float = 1e-9, **options: Any) -> None:

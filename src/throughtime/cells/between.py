@@ -34,6 +34,13 @@ class Between(Cell):
         return self.cell.keep
 
     @property
+    def diagonal(self) -> bool:
+        return self.cell.diagonal
+
+    def log_keep(self, w: Weights, x: Tensor, pre: Tensors) -> Tensor | None:
+        return self.cell.log_keep(w, x[..., : self.inputs], pre)
+
+    @property
     def convention(self) -> Mapping[str, str]:
         return self.cell.convention
 

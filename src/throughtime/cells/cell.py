@@ -108,7 +108,8 @@ class Cell(ABC):
     port_state: the state that a port reads, where it is not the first. pre: pre-activations that have an adjoint of their
     own. sigmoids: those among them that are logits of gates. products: where parameters meet them; the gradient of a
     parameter that stands in none comes from autograd. keep: (pre-activation, sign) of the gate σ(sign · logit) that
-    multiplies the old carry, None where there is no such gate. reset: the logit of a gate that cuts the old state off.
+    multiplies the old carry, None where there is no such gate. diagonal: whether the port "carry" multiplies the old carry
+    number by number, by the factor "keep". reset: the logit of a gate that cuts the old state off.
     landing: the factors that `path_total` reads. compound: made of other cells, which tell units and gates themselves.
     """
 
@@ -130,9 +131,19 @@ class Cell(ABC):
         return None
 
     @property
+    def diagonal(self) -> bool:
+        """See the class."""
+        return self.keep is not None
+
+    @property
     def convention(self) -> Mapping[str, str]:
         """What tells this cell from others of its name."""
         return {}
+
+    @property
+    def multiple(self) -> int:
+        """Hidden units come in multiples of this."""
+        return 1
 
     @property
     def banks(self) -> tuple[tuple[str, ...], ...]:
@@ -146,6 +157,13 @@ class Cell(ABC):
         Every pre-activation named in `pre` goes through `node(name, value)`, and the equations go on with what it returns.
         """
 
+    def log_keep(self, w: Weights, x: Tensor, pre: Tensors) -> Tensor | None:
+        """ln of the factor (..., units) by which the old carry is multiplied, or None: x (..., D), logits of the sigmoids."""
+        if self.keep is None:
+            return None
+        name, sign = self.keep
+        return torch.nn.functional.logsigmoid(sign * pre[name])
+
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         """What `pull` needs of a run of steps, from the states that the forward pass returned; here for autograd's pull.
 
@@ -153,15 +171,17 @@ class Cell(ABC):
         loop and no graph.
         """
         made = {"x": x, "before": before}
-        if self.keep is not None:
-            name, sign = self.keep
-            made["keep"] = torch.sigmoid(sign * (pre or self.pre_activations(w, x, before))[name])
+        if self.diagonal:
+            log_keep = self.log_keep(w, x, pre or self.pre_activations(w, x, before))
+            assert log_keep is not None
+            made["keep"] = log_keep.exp()
         return made
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         """The pullback of a step: the adjoint (..., C) at a step, to the step before. Here by autograd, in a cell perhaps
         in closed form."""
-        return pull_by_autograd(self, w, factors["x"], factors["before"], adjoint)
+        pulled = pull_by_autograd(self, w, factors["x"], factors["before"], adjoint)
+        return pulled if paths else Pulled(pulled.pre, pulled.carry, {})
 
     def jacobian(self, w: Weights, factors: Tensors) -> Tensor:
         """The one-step Jacobians (steps, B, C, C) of the factors' steps, rows the new carry: here row by row."""
@@ -263,8 +283,9 @@ def pull_by_autograd(cell: Cell, w: Weights, x: Tensor, before: Tensor, adjoint:
     seen: Tensors = {}
 
     def node(name: str, value: Tensor) -> Tensor:
-        seen[name] = value
-        return value
+        # Weights take no gradient here: what is made of the input alone becomes a leaf.
+        seen[name] = value if value.requires_grad else value.detach().requires_grad_()
+        return seen[name]
 
     with torch.enable_grad():
         ports = {name: before.detach().clone().requires_grad_() for name in cell.ports}

@@ -59,5 +59,6 @@ def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
     if any(group.operand == AUTOGRAD for group in groups):
         for sequence in range(batch):
             alone = block.rows_by_autograd(slice(sequence, sequence + 1))
-            total += torch.tensor([sum(float(g.double().square().sum()) for g in terms.values()) for terms in alone])
+            squares = [sum(float(g.double().square().sum()) for g in terms.values()) for terms in alone]
+            total += torch.tensor(squares, dtype=torch.float64)
     return total
