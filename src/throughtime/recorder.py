@@ -80,10 +80,10 @@ class Record:
         self.calls.clear()
         self._refused.clear()
         for name, layer in self.layers.items():
-            if isinstance(layer, nn.RNNCellBase):
-                self._handles += _around(layer, name, self._running)
-            elif own.registered(layer):
+            if own.registered(layer):
                 self._handles += self._own(name, layer)
+            elif isinstance(layer, nn.RNNCellBase):
+                self._handles += _around(layer, name, self._running)
         self._mode = _Mode(_eager(self._see))
         self._mode.__enter__()
         return self
