@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import throughtime as tt
-from reference import Loss, Reference, drawn, log10, widths
+from reference import Loss, Reference, drawn, hard_sigmoid, hard_sigmoid_6, log10, sigmoid, widths
 from throughtime.cells import REGISTRY, Weights
 from throughtime.errors import ThroughtimeError
 from throughtime.flow import QUANTILES, LayerFlow
@@ -25,6 +25,8 @@ FUSED = {
     "rnn-tanh": nn.RNN,
     "rnn-relu": functools.partial(nn.RNN, nonlinearity="relu"),
 }
+OPEN = {"sigmoid": sigmoid, "hard-sigmoid": hard_sigmoid, "hard-sigmoid-6": hard_sigmoid_6}
+FAR = {"sigmoid": 6, "hard-sigmoid": 2.5, "hard-sigmoid-6": 3}
 EXACT = 1e-10  # relative, in float64
 LEVELS = (0.1, 0.01, 0.001)
 every_cell = pytest.mark.parametrize("key", REGISTRY)
@@ -289,11 +291,11 @@ def check_units_and_gates(layer: LayerFlow, truth: Reference) -> None:
     assert set(layer.gates) == set(truth.cell.sigmoids)
     for name, gate in layer.gates.items():
         logits = truth.logits(name)
-        values = 1 / (1 + np.exp(-logits))
+        values = OPEN[truth.cell.gate](torch.from_numpy(logits)).numpy()
         agree(gate.mean, values.mean())
         agree(gate.below, (values < 0.1).mean(), rtol=1e-6)
         agree(gate.above, (values > 0.9).mean(), rtol=1e-6)
-        agree(gate.saturated, (np.abs(logits) > 6).mean(), rtol=1e-6)
+        agree(gate.saturated, (np.abs(logits) > FAR[truth.cell.gate]).mean(), rtol=1e-6)
         agree(gate.logit_quantiles, [np.quantile(logits, level) for level in QUANTILES], scale=1)
         assert list(gate.histogram) == list(np.histogram(values, bins=20, range=(0, 1))[0])
 
