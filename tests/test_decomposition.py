@@ -385,6 +385,32 @@ def test_derivative_by_autograd_gives_the_same_flow(key, loss):
     same(played.flow(derivative="autograd"), played.layer)
 
 
+@every_cell
+def test_calls_that_pass_their_states_on_say_what_one_call_says(key):
+    """And where a mask stands between the calls, terms, paths and the rest still add up to autograd's gradient."""
+    scene = Scene(key, steps=7, fused=False)
+    model = layer_of(scene)
+    x = torch.randn(7, 3, scene.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def flow(masked: bool, *cuts: int) -> LayerFlow:
+        with tt.record(model) as record:
+            outputs, state = [], None
+            for part in x.tensor_split(cuts):
+                if masked and state is not None:
+                    mask = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)[:, None]
+                    state = tuple(each * mask for each in state) if isinstance(state, tuple) else state * mask
+                output, state = model(part, state)
+                outputs.append(output)
+            bend(torch.cat(outputs)).backward()
+        return record.flow(demand=False).layers["rnn"]
+
+    same(flow(False, 2, 5), flow(False))
+    masked = flow(True, 2, 5)
+    assert masked.error <= EXACT
+    told = np.sum(list(masked.paths.values()), axis=0)
+    agree(told[~np.isnan(told)], 1, scale=1)
+
+
 # The tail.
 
 
