@@ -41,6 +41,7 @@ class Moved:
     keep: Tensor | None = None
 
 
+Gate = Callable[[Tensor], Tensor]
 Step = Callable[[Parameters, Tensor, Mapping[str, tuple[Tensor, Tensor]]], Moved]
 
 
@@ -59,7 +60,25 @@ def itself(core: Tensor) -> Tensor:
     return core
 
 
-def gru(keeps: bool, reset_after: bool) -> Step:
+def sigmoid(a: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-a))
+
+
+def hard_sigmoid(a: Tensor) -> Tensor:
+    """Keras up to 2: 0 below −2.5, 1 above 2.5, 0.2 a + 0.5 between."""
+    return torch.where(a < -2.5, 0.0, torch.where(a > 2.5, 1.0, 0.2 * a + 0.5))
+
+
+def hard_sigmoid_6(a: Tensor) -> Tensor:
+    """Keras 3: relu6(a + 3) / 6."""
+    return torch.where(a < -3, 0.0, torch.where(a > 3, 1.0, (a + 3) / 6))
+
+
+def relu(a: Tensor) -> Tensor:
+    return torch.where(a > 0, a, torch.zeros_like(a))
+
+
+def gru(keeps: bool, reset_after: bool, gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
     """Cho et al. 2014 (reset before), torch.nn.GRU's documentation (after); z keeps, or takes as in Chung et al. 2014."""
 
     def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
@@ -69,50 +88,54 @@ def gru(keeps: bool, reset_after: bool) -> Step:
         old, at_update, at_candidate, at_reset = (ports[p][0] for p in ("carry", "update", "candidate", "reset"))
         r_logit = block("ih", 0, x) + block("hh", 0, at_reset)
         z_logit = block("ih", 1, x) + block("hh", 1, at_update)
-        r, z = 1 / (1 + torch.exp(-r_logit)), 1 / (1 + torch.exp(-z_logit))
+        r, z = gate(r_logit), gate(z_logit)
         if reset_after:
-            n = torch.tanh(block("ih", 2, x) + r * block("hh", 2, at_candidate))
+            n = act(block("ih", 2, x) + r * block("hh", 2, at_candidate))
         else:
-            n = torch.tanh(block("ih", 2, x) + block("hh", 2, r * at_candidate))
+            n = act(block("ih", 2, x) + block("hh", 2, r * at_candidate))
         keep = z if keeps else 1 - z
         return Moved(keep * old + (1 - keep) * n, itself, {"r": r_logit, "z": z_logit}, keep)
 
     return step
 
 
-def lstm(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+def lstm(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
     """torch.nn.LSTM's documentation: i, f, g, o. A port holds (h, c)."""
-    readers = {"i": "input", "f": "forget", "g": "candidate", "o": "output"}
-    pre = {
-        gate: affine(w, "ih", x).chunk(4, -1)[place] + affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
-        for place, (gate, port) in enumerate(readers.items())
-    }
-    i, f, o = (1 / (1 + torch.exp(-pre[gate])) for gate in "ifo")
-    c = f * ports["carry"][1] + i * torch.tanh(pre["g"])
-    return Moved(c, lambda core: o * torch.tanh(core), {gate: pre[gate] for gate in "ifo"}, f)
+
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        readers = {"i": "input", "f": "forget", "g": "candidate", "o": "output"}
+        pre = {
+            name: affine(w, "ih", x).chunk(4, -1)[place] + affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
+            for place, (name, port) in enumerate(readers.items())
+        }
+        i, f, o = (gate(pre[name]) for name in "ifo")
+        c = f * ports["carry"][1] + i * act(pre["g"])
+        return Moved(c, lambda core: o * act(core), {name: pre[name] for name in "ifo"}, f)
+
+    return step
 
 
-def lstm_peepholes(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+def lstm_peepholes(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
     """Gers & Schmidhuber 2000, in the notation of ONNX's LSTM: i and f look at the old cell, o at the new one."""
-    p_i, p_f, p_o = w["peephole"].chunk(3, -1)
-    i_in, f_in, g_in, o_in = affine(w, "ih", x).chunk(4, -1)
-    i_rec, f_rec, g_rec, o_rec = (
-        affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
-        for place, port in enumerate(("input", "forget", "candidate", "output"))
-    )
-    i_logit = i_in + i_rec + p_i * ports["input-peephole"][1]
-    f_logit = f_in + f_rec + p_f * ports["forget-peephole"][1]
-    i, f = 1 / (1 + torch.exp(-i_logit)), 1 / (1 + torch.exp(-f_logit))
-    c = f * ports["carry"][1] + i * torch.tanh(g_in + g_rec)
 
-    def read(core: Tensor) -> Tensor:
-        return torch.tanh(core) / (1 + torch.exp(-(o_in + o_rec + p_o * core)))
+    def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
+        p_i, p_f, p_o = w["peephole"].chunk(3, -1)
+        i_in, f_in, g_in, o_in = affine(w, "ih", x).chunk(4, -1)
+        i_rec, f_rec, g_rec, o_rec = (
+            affine(w, "hh", ports[port][0]).chunk(4, -1)[place]
+            for place, port in enumerate(("input", "forget", "candidate", "output"))
+        )
+        i_logit = i_in + i_rec + p_i * ports["input-peephole"][1]
+        f_logit = f_in + f_rec + p_f * ports["forget-peephole"][1]
+        i, f = gate(i_logit), gate(f_logit)
+        c = f * ports["carry"][1] + i * act(g_in + g_rec)
 
-    return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
+        def read(core: Tensor) -> Tensor:
+            return act(core) * gate(o_in + o_rec + p_o * core)
 
+        return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
 
-def sigmoid(a: Tensor) -> Tensor:
-    return 1 / (1 + torch.exp(-a))
+    return step
 
 
 def min_gru(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
@@ -221,8 +244,12 @@ STEPS: dict[str, Step] = {
     "gru-z-takes": gru(keeps=False, reset_after=True),
     "gru-reset-before": gru(keeps=True, reset_after=False),
     "gru-reset-before-z-takes": gru(keeps=False, reset_after=False),
-    "lstm": lstm,
-    "lstm-peepholes": lstm_peepholes,
+    "gru-hard": gru(keeps=True, reset_after=True, gate=hard_sigmoid, act=relu),
+    "gru-reset-before-hard": gru(keeps=False, reset_after=False, gate=hard_sigmoid_6),
+    "lstm": lstm(),
+    "lstm-hard": lstm(hard_sigmoid, relu),
+    "lstm-peepholes": lstm_peepholes(),
+    "lstm-peepholes-hard": lstm_peepholes(hard_sigmoid_6),
     "mingru": min_gru,
     "minlstm": min_lstm,
     "janet": janet,
@@ -621,7 +648,8 @@ class Reference:
         keeps = [keep for keep in self.run.keeps if keep is not None]
         if not keeps:
             return np.full(self.hidden, np.nan)
-        return -1 / np.log(torch.stack(keeps).detach().numpy()).mean((0, 1))
+        with np.errstate(divide="ignore"):
+            return 1 / np.abs(np.log(torch.stack(keeps).detach().numpy()).mean((0, 1)))
 
     def logits(self, gate: str) -> np.ndarray:
         return torch.stack([logits[gate] for logits in self.run.logits]).detach().numpy().ravel()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import throughtime as tt
-from reference import Loss, Reference, drawn, log10, widths
+from reference import Loss, Reference, drawn, hard_sigmoid, hard_sigmoid_6, log10, sigmoid, widths
 from throughtime.cells import REGISTRY, Weights
 from throughtime.errors import ThroughtimeError
 from throughtime.flow import QUANTILES, LayerFlow
@@ -25,6 +25,8 @@ FUSED = {
     "rnn-tanh": nn.RNN,
     "rnn-relu": functools.partial(nn.RNN, nonlinearity="relu"),
 }
+OPEN = {"sigmoid": sigmoid, "hard-sigmoid": hard_sigmoid, "hard-sigmoid-6": hard_sigmoid_6}
+FAR = {"sigmoid": 6, "hard-sigmoid": 2.5, "hard-sigmoid-6": 3}
 EXACT = 1e-10  # relative, in float64
 LEVELS = (0.1, 0.01, 0.001)
 every_cell = pytest.mark.parametrize("key", REGISTRY)
@@ -289,11 +291,11 @@ def check_units_and_gates(layer: LayerFlow, truth: Reference) -> None:
     assert set(layer.gates) == set(truth.cell.sigmoids)
     for name, gate in layer.gates.items():
         logits = truth.logits(name)
-        values = 1 / (1 + np.exp(-logits))
+        values = OPEN[truth.cell.gate](torch.from_numpy(logits)).numpy()
         agree(gate.mean, values.mean())
         agree(gate.below, (values < 0.1).mean(), rtol=1e-6)
         agree(gate.above, (values > 0.9).mean(), rtol=1e-6)
-        agree(gate.saturated, (np.abs(logits) > 6).mean(), rtol=1e-6)
+        agree(gate.saturated, (np.abs(logits) > FAR[truth.cell.gate]).mean(), rtol=1e-6)
         agree(gate.logit_quantiles, [np.quantile(logits, level) for level in QUANTILES], scale=1)
         assert list(gate.histogram) == list(np.histogram(values, bins=20, range=(0, 1))[0])
 
@@ -381,6 +383,32 @@ def same(got: LayerFlow, wanted: LayerFlow, rtol: float = 1e-9) -> None:
 def test_derivative_by_autograd_gives_the_same_flow(key, loss):
     played = play(Scene(key, loss, steps=6, start="with gradient"))
     same(played.flow(derivative="autograd"), played.layer)
+
+
+@every_cell
+def test_calls_that_pass_their_states_on_say_what_one_call_says(key):
+    """And where a mask stands between the calls, terms, paths and the rest still add up to autograd's gradient."""
+    scene = Scene(key, steps=7, fused=False)
+    model = layer_of(scene)
+    x = torch.randn(7, 3, scene.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def flow(masked: bool, *cuts: int) -> LayerFlow:
+        with tt.record(model) as record:
+            outputs, state = [], None
+            for part in x.tensor_split(cuts):
+                if masked and state is not None:
+                    mask = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)[:, None]
+                    state = tuple(each * mask for each in state) if isinstance(state, tuple) else state * mask
+                output, state = model(part, state)
+                outputs.append(output)
+            bend(torch.cat(outputs)).backward()
+        return record.flow(demand=False).layers["rnn"]
+
+    same(flow(False, 2, 5), flow(False))
+    masked = flow(True, 2, 5)
+    assert masked.error <= EXACT
+    told = np.sum(list(masked.paths.values()), axis=0)
+    agree(told[~np.isnan(told)], 1, scale=1)
 
 
 # The tail.

@@ -123,6 +123,7 @@ FAULTS: dict[str, Callable[[dict], Any]] = {
     "a negative size": put(*LAYER, "hidden_size", value=-4),
     "an unknown cell": put(*LAYER, "cell", value="transformer"),
     "an unknown convention": put(*LAYER, "convention", value={"reset": "sideways", "z": "keeps"}),
+    "hard gates": put(*LAYER, "convention", value={"reset": "after", "z": "keeps", "gate": "hard-sigmoid"}),
     "a list too short": put(*LAYER, "adjoint", "log10_norm", value=[0.0]),
     "a share too short": put(*LAYER, "parameters", 1, "share", value=[0.0]),
     "units that do not fit": put(*LAYER, "units", value=[]),

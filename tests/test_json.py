@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import throughtime as tt
-from throughtime.cells import GRUResetBefore, Weights
+from reference import drawn
+from throughtime.cells import REGISTRY, GRUResetBefore, Weights
 from throughtime.recurrent import Recurrent
 from throughtime.report.json import schema
 
@@ -208,3 +209,23 @@ def test_layers_that_feed_each_other_have_lags_of_their_own():
         ("high", "within-layer"),
     ]
     assert {row["name"] for row in document["layers"][1]["parameters"]} >= {"high.weight_ih_l0", "high.bias_hh_l0"}
+
+
+@pytest.mark.parametrize("key", REGISTRY)
+def test_every_cell_is_told(key):
+    """As a document that fits the schema, and as text; a network only where the page could run its arrays."""
+    cell, generator = REGISTRY[key], torch.Generator().manual_seed(0)
+    weights = drawn(cell, INPUTS, UNITS, lambda *shape: 0.4 * torch.randn(*shape, generator=generator))
+    layer = Recurrent(cell, Weights(**weights))
+    with tt.record(layer) as rec:
+        layer(torch.randn(STEPS, BATCH, INPUTS, generator=generator))[0][-1].sum().backward()
+    found = rec.flow(**QUICK)
+    found.diagnose()
+    document = json.loads(found.to_json(network=True))
+    jsonschema.validate(document, schema())
+    (told,) = document["layers"]
+    assert told["cell"] == cell.name
+    assert set(told["paths"]) == set(cell.ports)
+    torchs = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    assert ("network" in told) == (set(weights) == torchs)
+    assert "rnn" in repr(found)

@@ -107,7 +107,8 @@ class Unit:
 class Gate:
     """A sigmoid gate over all steps, sequences and units, read on its logits (in float32 σ(17) = 1 exactly).
 
-    mean: of the gate's value; below, above: fraction of values under .1 and over .9; saturated: fraction of |logit| > 6.
+    mean: of the gate's value; below, above: fraction of values under .1 and over .9; saturated: fraction of |logit| > 6,
+    or, of a hard sigmoid, of gates that are 0 or 1.
     logit_quantiles: at the levels of `QUANTILES`; histogram: counts of gate values in 20 equal bins of [0, 1].
     """
 

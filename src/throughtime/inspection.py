@@ -67,5 +67,5 @@ def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
 def of_weights(layer: Recurrent) -> tuple[Finding, ...]:
     """What the rules say that need the weights alone."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(STEPS, 1, layer.input_size, generator=generator, dtype=layer.weight_hh_l0.dtype)
+    x = torch.randn(STEPS, 1, layer.input_size, generator=generator, dtype=next(layer.parameters()).dtype)
     return tuple(each for each in diagnose(layer, x).findings if registry()[each.code].static)

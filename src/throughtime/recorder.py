@@ -347,7 +347,7 @@ def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, l
         cell = _FUSED[func]
         if len(flat) > len(kinds) * layers * directions:
             kinds.append("weight_hr")
-            cell = LSTMProjected(states[0].shape[-1])
+            cell = LSTMProjected(projected=states[0].shape[-1])
         form = Form(cell, layers, directions, not packed and bool(args[8]), args[1] if packed else None, function=func)
         places = [(k, d) for k in range(layers) for d in range(directions)]
         weights = dict(zip((form.name(kind, k, d) for k, d in places for kind in kinds), flat, strict=True))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from throughtime.cells.activations import GATES
 from throughtime.flow import QUANTILES, Gate, Unit
 from throughtime.linearize import Linearization
 
@@ -15,7 +16,6 @@ RESET = 0.1  # a gate under this value cuts its unit off (Cho et al. 2014: units
 OFTEN = 0.5  # fraction of steps from which a unit is called resetting
 STILL = 1e-6  # standard deviation of a state over steps and sequences under which a unit is called dead
 BINS = 20  # of the histogram of gate values
-SATURATED = 6.0  # |logit|; there z(1 − z) < .0025
 
 
 def gates(linearization: Linearization) -> dict[str, Gate]:
@@ -23,13 +23,15 @@ def gates(linearization: Linearization) -> dict[str, Gate]:
     out = {}
     for name, logits in linearization.logits.items():
         logit = np.sort(np.asarray(logits.cpu()), axis=None)  # sorting once is cheaper than selecting quantiles
-        value = torch.sigmoid(torch.from_numpy(logit))
+        value = linearization.cell.opened(torch.from_numpy(logit))
         count = len(logit)
 
         def at(levels: list[float], value: torch.Tensor = value, side: str = "left") -> np.ndarray:
             return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
 
-        far = logit.dtype.type(SATURATED)  # a plain float would make numpy convert the whole array
+        far = logit.dtype.type(
+            GATES[linearization.cell.gate].beyond
+        )  # a plain float would make numpy convert the whole array
         cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
         edges = at([place / BINS for place in range(1, BINS)])
         out[name] = Gate(
@@ -69,10 +71,10 @@ def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ..
     log_keep = trace.cell.log_keep(trace.weights, linearization.inputs, linearization.logits)
     if log_keep is not None:
         with np.errstate(divide="ignore"):
-            scales = -1 / np.asarray(log_keep.mean(0).double().mean(0).cpu())
+            scales = 1 / np.abs(np.asarray(log_keep.mean(0).double().mean(0).cpu()))  # a hard gate can be 1 exactly
     cutting = trace.cell.reset or (trace.cell.keep[0] if trace.cell.keep else None)
     if cutting is not None:
-        below = torch.sigmoid(linearization.logits[cutting]) < RESET
+        below = trace.cell.opened(linearization.logits[cutting]) < RESET
         cut = np.asarray(below.sum(0).sum(0).cpu()) / (trace.steps * trace.batch)
     states = trace.cell.output(trace.carries[1:])
     if states.shape[-1] != size:  # the output is a projection: the units are those of the last state

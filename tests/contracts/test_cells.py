@@ -232,6 +232,16 @@ def test_products_make_the_gradient_of_every_parameter(key, bias):
 
 
 @every_cell
+def test_the_adjoint_of_the_input_is_autograds(key):
+    cell, w, x, before, after = scene(key)
+    adjoint, leaf = torch.randn_like(after), x.clone().requires_grad_()
+    forward = by_reference(key, cell, w, leaf, dict.fromkeys(cell.ports, before))
+    (truth,) = torch.autograd.grad(forward, leaf, adjoint)
+    pre = cell.pull(w, cell.factors(w, x, before, after), adjoint).pre
+    torch.testing.assert_close(cell.to_input(w, pre), truth, **TIGHT)
+
+
+@every_cell
 def test_pre_activations_are_those_of_the_equations(key):
     cell, w, x, before, _ = scene(key)
     copies = {name: value.expand(x.shape[0], *value.shape) for name, value in w.tensors().items()}

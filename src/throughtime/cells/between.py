@@ -25,7 +25,7 @@ class Between(Cell):
     def __post_init__(self) -> None:
         for field in (
             *("name", "gates", "states", "ports", "port_state", "pre", "sigmoids", "products", "reset", "compound"),
-            "landing",
+            *("landing", "gate"),
         ):
             object.__setattr__(self, field, getattr(self.cell, field))
 

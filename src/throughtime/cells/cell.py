@@ -109,8 +109,9 @@ class Cell(ABC):
     own. sigmoids: those among them that are logits of gates. products: where parameters meet them; the gradient of a
     parameter that stands in none comes from autograd. keep: (pre-activation, sign) of the gate σ(sign · logit) that
     multiplies the old carry, None where there is no such gate. diagonal: whether the port "carry" multiplies the old carry
-    number by number, by the factor "keep". reset: the logit of a gate that cuts the old state off.
-    landing: the factors that `path_total` reads. compound: made of other cells, which tell units and gates themselves.
+    number by number, by the factor "keep". gate: the function of the gates, σ above, of `throughtime.cells.activations`.
+    reset: the logit of a gate that cuts the old state off. landing: the factors that `path_total` reads. compound: made of
+    other cells, which tell units and gates themselves.
     """
 
     name: ClassVar[str]
@@ -123,6 +124,7 @@ class Cell(ABC):
     sigmoids: ClassVar[tuple[str, ...]] = ()
     products: ClassVar[tuple[Product, ...]] = ()
     reset: ClassVar[str | None] = None
+    gate: str = "sigmoid"
     landing: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -162,7 +164,16 @@ class Cell(ABC):
         if self.keep is None:
             return None
         name, sign = self.keep
-        return torch.nn.functional.logsigmoid(sign * pre[name])
+        if self.gate == "sigmoid":
+            return torch.nn.functional.logsigmoid(sign * pre[name])
+        value = self.opened(pre[name])
+        return torch.log(value if sign > 0 else 1 - value)
+
+    def opened(self, logit: Tensor) -> Tensor:
+        """The value of a gate at a logit."""
+        from throughtime.cells.activations import GATES
+
+        return GATES[self.gate].value(logit)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         """What `pull` needs of a run of steps, from the states that the forward pass returned; here for autograd's pull.

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import CANDIDATES, GATES, told
 from throughtime.cells.cell import (
     Cell,
     Node,
@@ -26,16 +27,20 @@ from throughtime.cells.cell import (
     back_through,
     split,
     stack_gates,
-    tanh_slope,
     unchanged,
 )
 
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    """GRU, reset after the product. keeps: whether z multiplies the old state (torch) or the candidate."""
+    """GRU, reset after the product. keeps: whether z multiplies the old state (torch) or the candidate.
+
+    gate, activation: in place of σ and tanh, of `throughtime.cells.activations`.
+    """
 
     keeps: bool = True
+    gate: str = "sigmoid"
+    activation: str = "tanh"
 
     name: ClassVar[str] = "gru"
     gates: ClassVar = ("r", "z", "n")
@@ -56,15 +61,15 @@ class GRU(Cell):
 
     @property
     def convention(self) -> Mapping[str, str]:
-        return {"reset": "after", "z": "keeps" if self.keeps else "takes"}
+        return {"reset": "after", "z": "keeps" if self.keeps else "takes"} | told(self.gate, self.activation)
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         in_r, in_z, in_n = split(w.into(x), 3)
         linear = torch.nn.functional.linear
-        r = torch.sigmoid(node("r", in_r + linear(ports["reset"], *w.rows(0, 3))))
-        z = torch.sigmoid(node("z", in_z + linear(ports["update"], *w.rows(1, 3))))
+        r = self.opened(node("r", in_r + linear(ports["reset"], *w.rows(0, 3))))
+        z = self.opened(node("z", in_z + linear(ports["update"], *w.rows(1, 3))))
         m = node("m", linear(ports["candidate"], *w.rows(2, 3)))
-        n = torch.tanh(node("n", in_n + r * m))
+        n = CANDIDATES[self.activation].value(node("n", in_n + r * m))
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         return keep * ports["carry"] + take * n
 
@@ -72,15 +77,16 @@ class GRU(Cell):
         in_r, in_z, in_n = split(w.into(x), 3)
         h_r, h_z, m = split(torch.nn.functional.linear(before, w.weight_hh, w.bias_hh), 3)
         r = in_r + h_r
-        return {"r": r, "z": in_z + h_z, "m": m, "n": torch.addcmul(in_n, torch.sigmoid(r), m)}
+        return {"r": r, "z": in_z + h_z, "m": m, "n": torch.addcmul(in_n, self.opened(r), m)}
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         pre = pre or self.pre_activations(w, x, before)
-        r, z, m, n = torch.sigmoid(pre["r"]), torch.sigmoid(pre["z"]), pre["m"], torch.tanh(pre["n"])
+        gate, act = GATES[self.gate], CANDIDATES[self.activation]
+        r, z, m, n = gate.value(pre["r"]), gate.value(pre["z"]), pre["m"], act.value(pre["n"])
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
-        by_n = take * tanh_slope(n)
+        by_n = take * act.slope(n)
         by_z = (before - n) if self.keeps else (n - before)
-        local = stack_gates((by_n * m * (r * (1 - r)), by_z * (z * (1 - z)), by_n * r, by_n))
+        local = stack_gates((by_n * m * gate.slope(r), by_z * gate.slope(z), by_n * r, by_n))
         return {"keep": keep, "local": local}
 
     def jacobian(self, w: Weights, factors: Tensors) -> Tensor:

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import CANDIDATES, GATES, told
 from throughtime.cells.cell import (
     Cell,
     Node,
@@ -25,16 +26,20 @@ from throughtime.cells.cell import (
     Weights,
     split,
     stack_gates,
-    tanh_slope,
     unchanged,
 )
 
 
 @dataclass(frozen=True)
 class GRUResetBefore(Cell):
-    """GRU, reset before the product. keeps: whether z multiplies the old state (Cho 2014 v3) or the candidate."""
+    """GRU, reset before the product. keeps: whether z multiplies the old state (Cho 2014 v3) or the candidate.
+
+    gate, activation: in place of σ and tanh, of `throughtime.cells.activations`.
+    """
 
     keeps: bool = True
+    gate: str = "sigmoid"
+    activation: str = "tanh"
 
     name: ClassVar[str] = "gru"
     gates: ClassVar = ("r", "z", "n")
@@ -56,28 +61,29 @@ class GRUResetBefore(Cell):
 
     @property
     def convention(self) -> Mapping[str, str]:
-        return {"reset": "before", "z": "keeps" if self.keeps else "takes"}
+        return {"reset": "before", "z": "keeps" if self.keeps else "takes"} | told(self.gate, self.activation)
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         in_r, in_z, in_n = split(w.into(x), 3)
         linear = torch.nn.functional.linear
-        r = torch.sigmoid(node("r", in_r + linear(ports["reset"], *w.rows(0, 3))))
-        z = torch.sigmoid(node("z", in_z + linear(ports["update"], *w.rows(1, 3))))
-        n = torch.tanh(node("n", in_n + linear(r * ports["candidate"], *w.rows(2, 3))))
+        r = self.opened(node("r", in_r + linear(ports["reset"], *w.rows(0, 3))))
+        z = self.opened(node("z", in_z + linear(ports["update"], *w.rows(1, 3))))
+        n = CANDIDATES[self.activation].value(node("n", in_n + linear(r * ports["candidate"], *w.rows(2, 3))))
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         return keep * ports["carry"] + take * n
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         pre = pre or self.pre_activations(w, x, before)
-        r, z, n = torch.sigmoid(pre["r"]), torch.sigmoid(pre["z"]), torch.tanh(pre["n"])
+        gate, act = GATES[self.gate], CANDIDATES[self.activation]
+        r, z, n = gate.value(pre["r"]), gate.value(pre["z"]), act.value(pre["n"])
         keep, take = (z, 1 - z) if self.keeps else (1 - z, z)
         by_z = (before - n) if self.keeps else (n - before)
         return {
             "keep": keep,
             "r": r,
-            "by_r": before * (r * (1 - r)),
-            "by_z": by_z * (z * (1 - z)),
-            "by_n": take * tanh_slope(n),
+            "by_r": before * gate.slope(r),
+            "by_z": by_z * gate.slope(z),
+            "by_n": take * act.slope(n),
         }
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

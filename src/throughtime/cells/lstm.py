@@ -3,6 +3,9 @@
 i = σ(W_ii x + b_ii + W_hi h₋ + b_hi), f and o likewise, g = tanh(W_ig x + b_ig + W_hg h₋ + b_hg)
 c = f∘c₋ + i∘g          h = o∘tanh(c)
 
+A constant that some programs add to the forget gate's logit when they run (forget_bias of TensorFlow 1's cells, 1 by
+default) belongs in f's block of a bias: the same network, the same gradients.
+
 Hochreiter & Schmidhuber 1997; the forget gate by Gers, Schmidhuber & Cummins 2000.
 
 The carry is (h, c), stacked. h and c have different units, so paths, units and hops are told on the **total cell adjoint**
@@ -18,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import CANDIDATES, GATES, told
 from throughtime.cells.cell import (
     Cell,
     Node,
@@ -28,14 +32,16 @@ from throughtime.cells.cell import (
     back_through,
     split,
     stack_gates,
-    tanh_slope,
     unchanged,
 )
 
 
 @dataclass(frozen=True)
 class LSTM(Cell):
-    """LSTM, gates i, f, g, o."""
+    """LSTM, gates i, f, g, o. gate, activation: in place of σ and of both tanh, of `throughtime.cells.activations`."""
+
+    gate: str = "sigmoid"
+    activation: str = "tanh"
 
     name: ClassVar[str] = "lstm"
     gates: ClassVar = ("i", "f", "g", "o")
@@ -56,11 +62,15 @@ class LSTM(Cell):
     def keep(self) -> tuple[str, int]:
         return ("f", 1)
 
+    @property
+    def convention(self) -> Mapping[str, str]:
+        return told(self.gate, self.activation)
+
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         i, f, g, o = self._gates(w, x, {port: self.output(value) for port, value in ports.items()}, node)
         _, c_before = split(ports["carry"], 2)
-        c = torch.sigmoid(f) * c_before + torch.sigmoid(i) * torch.tanh(g)
-        return torch.cat((torch.sigmoid(o) * torch.tanh(c), c), dim=-1)
+        c = self.opened(f) * c_before + self.opened(i) * CANDIDATES[self.activation].value(g)
+        return torch.cat((self.opened(o) * CANDIDATES[self.activation].value(c), c), dim=-1)
 
     @staticmethod
     def _gates(w: Weights, x: Tensor, h: Mapping[str, Tensor], node: Node) -> Iterator[Tensor]:
@@ -82,7 +92,7 @@ class LSTM(Cell):
         h_0, c = self.split(initial)
         h = torch.cat([h_0[None], output])
         logits = self._logits(w, x, h[:-1])
-        i, f, g = torch.sigmoid(logits["i"]), torch.sigmoid(logits["f"]), torch.tanh(logits["g"])
+        i, f, g = self.opened(logits["i"]), self.opened(logits["f"]), CANDIDATES[self.activation].value(logits["g"])
         cells = c.new_empty(len(h), *c.shape)
         cells[0] = c
         new = i * g
@@ -93,11 +103,11 @@ class LSTM(Cell):
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         (_, c_before), (_, c) = self.split(before), self.split(after)
         pre = pre or self.pre_activations(w, x, before)
-        i, f, o = (torch.sigmoid(pre[name]) for name in self.sigmoids)
-        g = torch.tanh(pre["g"])
-        tanh_c = torch.tanh(c)
-        local = stack_gates((g * (i * (1 - i)), c_before * (f * (1 - f)), i * tanh_slope(g), tanh_c * (o * (1 - o))))
-        return {"keep": f, "local": local, "slope": o * tanh_slope(tanh_c)}
+        gate, act = GATES[self.gate], CANDIDATES[self.activation]
+        i, f, o = (gate.value(pre[name]) for name in self.sigmoids)
+        g, shown = act.value(pre["g"]), act.value(c)
+        local = stack_gates((g * gate.slope(i), c_before * gate.slope(f), i * act.slope(g), shown * gate.slope(o)))
+        return {"keep": f, "local": local, "slope": o * act.slope(shown)}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         at_h, at_c = split(adjoint, 2)

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import CANDIDATES
 from throughtime.cells.cell import Node, Product, Pulled, Tensors, Weights, back_through, split, stack_gates, unchanged
 from throughtime.cells.lstm import LSTM
 
@@ -41,18 +42,18 @@ class LSTMPeepholes(LSTM):
         h, c_before = ({port: split(value, 2)[place] for port, value in ports.items()} for place in (0, 1))
         sums = dict(zip(self.pre, self._gates(w, x, h, unchanged), strict=True))
         p_i, p_f, p_o = split(w.peephole, 3)
-        i = torch.sigmoid(node("i", sums["i"] + p_i * c_before["input-peephole"]))
-        f = torch.sigmoid(node("f", sums["f"] + p_f * c_before["forget-peephole"]))
-        c = f * c_before["carry"] + i * torch.tanh(node("g", sums["g"]))
-        o = torch.sigmoid(node("o", sums["o"] + p_o * c))
-        return torch.cat((o * torch.tanh(c), c), dim=-1)
+        i = self.opened(node("i", sums["i"] + p_i * c_before["input-peephole"]))
+        f = self.opened(node("f", sums["f"] + p_f * c_before["forget-peephole"]))
+        c = f * c_before["carry"] + i * CANDIDATES[self.activation].value(node("g", sums["g"]))
+        o = self.opened(node("o", sums["o"] + p_o * c))
+        return torch.cat((o * CANDIDATES[self.activation].value(c), c), dim=-1)
 
     def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
         h, c = self.split(before)
         made = self._logits(w, x, h)
         p_i, p_f, p_o = split(w.peephole, 3)
         i, f = made["i"] + p_i * c, made["f"] + p_f * c
-        after = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(made["g"])
+        after = self.opened(f) * c + self.opened(i) * CANDIDATES[self.activation].value(made["g"])
         return {"i": i, "f": f, "g": made["g"], "o": made["o"] + p_o * after}
 
     def carries(self, w: Weights, x: Tensor, output: Tensor, initial: Tensor) -> Tensor:
@@ -60,9 +61,9 @@ class LSTMPeepholes(LSTM):
         h_0, c = self.split(initial)
         h = torch.cat([h_0[None], output])
         sums, (p_i, p_f, _) = self._logits(w, x, h[:-1]), split(w.peephole, 3)
-        cells, g = [c], torch.tanh(sums["g"])
+        cells, g = [c], CANDIDATES[self.activation].value(sums["g"])
         for k in range(output.shape[0]):
-            i, f = torch.sigmoid(sums["i"][k] + p_i * c), torch.sigmoid(sums["f"][k] + p_f * c)
+            i, f = self.opened(sums["i"][k] + p_i * c), self.opened(sums["f"][k] + p_f * c)
             c = f * c + i * g[k]
             cells.append(c)
         return torch.cat((h, torch.stack(cells)), dim=-1)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import CANDIDATES
 from throughtime.cells.cell import Node, Product, Pulled, Tensors, Weights, back_through, stack_gates, unchanged
 from throughtime.cells.lstm import LSTM
 
@@ -35,7 +36,7 @@ class LSTMProjected(LSTM):
 
     @property
     def convention(self) -> Mapping[str, str]:
-        return {"projected": str(self.projected)}
+        return {"projected": str(self.projected), **super().convention}
 
     def carry_size(self, w: Weights) -> int:
         return self.projected + w.weight_hh.shape[0] // 4
@@ -48,15 +49,15 @@ class LSTMProjected(LSTM):
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         i, f, g, o = self._gates(w, x, {port: self.split(value)[0] for port, value in ports.items()}, node)
-        c = torch.sigmoid(f) * self.split(ports["carry"])[1] + torch.sigmoid(i) * torch.tanh(g)
-        h = node("h", torch.nn.functional.linear(torch.sigmoid(o) * torch.tanh(c), w.weight_hr))
+        c = self.opened(f) * self.split(ports["carry"])[1] + self.opened(i) * CANDIDATES[self.activation].value(g)
+        h = node("h", torch.nn.functional.linear(self.opened(o) * CANDIDATES[self.activation].value(c), w.weight_hr))
         return torch.cat((h, c), dim=-1)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         pre = pre or self.pre_activations(w, x, before)
         return {
             **super().factors(w, x, before, after, pre),
-            "m": torch.sigmoid(pre["o"]) * torch.tanh(self.split(after)[1]),
+            "m": self.opened(pre["o"]) * CANDIDATES[self.activation].value(self.split(after)[1]),
         }
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

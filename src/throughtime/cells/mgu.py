@@ -43,5 +43,9 @@ class MGU(Cell):
         n = torch.tanh(node("n", in_n + linear(f * ports["candidate"], *w.rows(1, 2))))
         return (1 - f) * ports["carry"] + f * n
 
+    def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
+        pre = pre or self.pre_activations(w, x, before)
+        return super().factors(w, x, before, after, pre) | {"f": torch.sigmoid(pre["f"])}
+
     def operands(self, factors: Tensors, x: Tensor, before: Tensor) -> Tensors:
-        return {"x": x, "h": before, "fh": (1 - factors["keep"]) * before}
+        return {"x": x, "h": before, "fh": factors["f"] * before}

@@ -28,7 +28,7 @@ class S6(Cell):
     name: ClassVar[str] = "s6"
     gates: ClassVar = ("low", "dt", "b")
     ports: ClassVar = ("carry",)
-    pre: ClassVar = ("low", "dt", "b")
+    pre: ClassVar = ("low", "dt", "b", "x")  # x: where it enters as it is
     products: ClassVar = (
         Product("weight_low", "x", ("low",), ("low",)),
         Product("weight_dt", "low", ("dt",), ("dt",)),
@@ -42,7 +42,7 @@ class S6(Cell):
 
     @property
     def banks(self) -> tuple[tuple[str, ...], ...]:
-        return (("low",), ("dt",), ("b",))
+        return (("low",), ("dt",), ("b",), ("x",))
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         return {
@@ -68,10 +68,13 @@ class S6(Cell):
         delta = softplus(node("dt", linear(low, w.weight_dt, w.bias_dt))).unsqueeze(-1)
         b = node("b", linear(x, w.weight_b)).unsqueeze(-2)
         keep = torch.exp(-torch.exp(w.a) * delta).flatten(-2)
-        return keep * ports["carry"] + (delta * x.unsqueeze(-1) * b).flatten(-2)
+        return keep * ports["carry"] + (delta * node("x", x).unsqueeze(-1) * b).flatten(-2)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         return super().factors(w, x, before, after, pre) | {"low": linear(x, w.weight_low)}
 
     def operands(self, factors: Tensors, x: Tensor, before: Tensor) -> Tensors:
         return {"x": x, "low": factors["low"]}
+
+    def to_input(self, w: Weights, pre: tuple[Tensor, ...]) -> Tensor:
+        return super().to_input(w, pre) + pre[3].squeeze(-2)

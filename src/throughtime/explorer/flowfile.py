@@ -159,6 +159,10 @@ def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
     for key, values in CONVENTIONS[cell].items():
         if layer["convention"].get(key) not in values:
             raise _misfit(f"{at}.convention.{key}", layer["convention"].get(key), f"one of {values}", path)
+    unknown = {"gate", "activation"} & set(layer["convention"]) - set(CONVENTIONS[cell])
+    if unknown:
+        key = min(unknown)
+        raise _misfit(f"{at}.convention.{key}", layer["convention"][key], "gates of σ and candidates of tanh", path)
     if steps < 1 or units < 1 or layer["input_size"] < 1 or not layer["loss_steps"]:
         raise InputError(f"{at} in {path} without steps, units, inputs or loss", "at least one of each", _MAKE)
     inside = {"loss_steps": layer["loss_steps"], "demand.lags": (layer["demand"] or {}).get("lags", [])}

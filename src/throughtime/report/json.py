@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from throughtime.verify import Verification
 
 SCHEMA = "throughtime/1"
-END = r"(_l\d+(_reverse)?)?$"  # of a weight's name in the state_dict
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -39,7 +38,7 @@ def dumps(document: dict[str, Any], indent: int | None = None) -> str:
 
 
 def flow_to_dict(flow: Flow, network: bool = False) -> dict[str, Any]:
-    """A flow without findings. network: with each layer's weights and one recorded sequence."""
+    """A flow without findings. network: with weights and one recorded sequence of each layer that holds torch's arrays."""
     return {
         "schema": SCHEMA,
         "throughtime": flow.throughtime,
@@ -84,7 +83,10 @@ def report_to_dict(report: Report, network: bool = False) -> dict[str, Any]:
 def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     demand = layer.demand
     tail = layer.tail
-    kept: dict[str, Any] = {"network": _network(layer)} if network and layer.sequence is not None else {}
+    stacked = _stacked(layer)
+    whole = len(stacked) == len(layer.weights) and "weight_hh" in stacked
+    told = network and layer.sequence is not None and whole
+    kept: dict[str, Any] = {"network": _network(layer)} if told else {}
     if layer.external is not None:
         kept["external"] = layer.external
     return kept | {
@@ -164,18 +166,19 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     }
 
 
+def _stacked(layer: LayerFlow) -> dict[str, str]:
+    """Name of each array in torch's cells → its name in the layer; a cell that holds others cannot be run from them."""
+    return {short: name for short in WEIGHTS for name in layer.weights if re.search(rf"(^|\.){short}(_l\d+(_reverse)?)?$", name)}
+
+
 def _network(layer: LayerFlow) -> dict[str, Any]:
     """The weights by their names in torch's cells, gates stacked, and the recorded sequence."""
     sequence = layer.sequence
     assert sequence is not None
-    names = {
-        short: name
-        for short in WEIGHTS
-        for name in layer.weights
-        if re.search(rf"(^|\.){short}(_l\d+(_reverse)?)?$", name)
-    }
     return {
-        "weights": {short: np.asarray(layer.weights[name], np.float64).tolist() for short, name in names.items()},
+        "weights": {
+            short: np.asarray(layer.weights[name], np.float64).tolist() for short, name in _stacked(layer).items()
+        },
         "sequence": {
             "index": sequence.index,
             "inputs": sequence.inputs.tolist(),

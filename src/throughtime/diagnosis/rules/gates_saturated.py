@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from throughtime.cells.activations import GATES
 from throughtime.diagnosis.example import measured
 from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.gate_gradients import relative_size
@@ -61,12 +62,14 @@ class GatesSaturated(Rule):
         }
         if not found:
             return None
+        beyond = GATES[layer.convention.get("gate", "sigmoid")].beyond
         name = max(found, key=lambda each: found[each])
         return self.finding(
             layer,
             found[name],
             PART,
-            f"{found[name]:.0%} of the logits of gate {name} lie beyond ±6, and its gradient is "
+            f"{found[name]:.0%} of the logits of gate {name} lie beyond ±{beyond:g}, "
+            "and its gradient is "
             f"{number(sizes[name], 2)} of the "
             "median of the other gates.",
             "Scale the inputs to mean 0 and variance 1 and use smaller gate weights; where a long memory is wanted, a refine "
