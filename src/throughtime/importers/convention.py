@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ class Convention:
     cell: "gru", "lstm", "rnn-tanh" or "rnn-relu". gates: their order in the file, e.g. "zrh" (n and h, g and c are the
     same). layout: "W@x" (torch: gates stacked in rows), "x@W" (Keras: in columns) or "cudnn" (Keras's CuDNNLSTM and CuDNNGRU:
     in columns, each block (D, H) holding a row-major (H, D), and one bias of both). reset: "before" or "after" the product
-    (GRU). z: "keeps" the old state or "takes" the candidate (GRU).
+    (GRU). z: "keeps" the old state or "takes" the candidate (GRU). scale: the number, or fraction such as "1/128", by which
+    integers are multiplied. forget_bias: a number that the runtime adds to the forget gate's logit and that stands in no
+    array (LSTM; 1 in TensorFlow 1's BasicLSTMCell).
     """
 
     cell: str
@@ -44,6 +47,8 @@ class Convention:
     layout: str = "W@x"
     reset: str = "after"
     z: str = "keeps"
+    scale: str = ""
+    forget_bias: str = ""
 
     def build(self) -> Cell:
         """The cell. Raises InputError for a word that is not one of the choices."""
@@ -58,7 +63,24 @@ class Convention:
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""
-        return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention)
+        numbers = {"scale": self.scale, "forget_bias": self.forget_bias}
+        said = {name: word for name, word in numbers.items() if word}
+        return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention) | said
+
+    def number(self, name: str) -> float | None:
+        """`scale` or `forget_bias`, None where it is not said. Raises InputError for what is no number."""
+        word = getattr(self, name)
+        if word == "":
+            return None
+        try:
+            value = float(Fraction(str(word)))
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise InputError(
+                f"{name} {word!r}", "a number, or a fraction such as 1/128", f"declare {name}=…"
+            ) from error
+        if name == "scale" and value == 0:
+            raise InputError("scale 0", "a number that is not zero", "declare scale=… of the file")
+        return value
 
     def order(self, cell: Cell) -> list[int]:
         """For each gate of the cell, its place in the file."""
@@ -91,7 +113,8 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
                 f"one named {' or '.join(ROLES[role])}",
                 "rename the arrays when saving them",
             )
-    order = convention.order(cell)
+    order, scale = convention.order(cell), convention.number("scale")
+    found = {role: _scaled(value, role, scale) for role, value in found.items()}
     if convention.layout == "cudnn":
         found = _in_rows(found, len(order))
     bias = found["bias_ih"]
@@ -114,7 +137,8 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
             "one dtype, and equally many rows of stacked gates in all",
             "check that the arrays belong together",
         )
-    return Recurrent(cell, Weights(*read))  # type: ignore[arg-type]
+    read[2] = _offset(read[2], convention, read[0])
+    return Recurrent(cell, Weights(*read))
 
 
 def role_of(name: str) -> str | None:
@@ -156,14 +180,37 @@ def _in_rows(found: Mapping[str, np.ndarray | None], gates: int) -> dict[str, np
     return rows
 
 
+def _scaled(value: np.ndarray | None, name: str, scale: float | None) -> np.ndarray | None:
+    """Integers times the scale. Raises InputError where none is said."""
+    if value is None or value.dtype.kind not in "iu":
+        return value
+    if scale is None:
+        raise InputError(
+            f"{name} of {value.dtype}",
+            "floating point numbers, or what the integers are multiplied by",
+            "declare scale=… (--scale)",
+        )
+    return value.astype(np.float32) * np.float32(scale)
+
+
+def _offset(bias: Tensor | None, convention: Convention, weight: Tensor | None) -> Tensor | None:
+    """The bias with the forget gate's offset, where one is said; in torch's order of gates."""
+    offset = convention.number("forget_bias")
+    if offset is None or weight is None:
+        return bias
+    if convention.cell != "lstm":
+        raise InputError(f"forget_bias for cell={convention.cell}", "it for an LSTM only", "leave forget_bias out")
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.clone()
+    bias.unflatten(0, (4, -1))[LSTM.gates.index("f")] += offset
+    return bias
+
+
 def _restack(value: np.ndarray | None, name: str, dimensions: int, order: list[int], layout: str) -> Tensor | None:
     """The gates in the cell's order, stacked in rows."""
     if value is None:
         return None
     if value.dtype.kind != "f":
-        raise InputError(
-            f"{name} of {value.dtype}", "floating point numbers", "scale integer tables before saving them"
-        )
+        raise InputError(f"{name} of {value.dtype}", "floating point numbers", "check the arrays")
     stacked = value.T if layout == "x@W" else value
     if value.ndim != dimensions or not value.size or stacked.shape[0] % len(order):
         raise InputError(
