@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, Weights
 from throughtime.errors import InputError
@@ -28,6 +28,7 @@ ROLES = {
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
 """What an array is, by the last part of its name in a file."""
+PROJECTION = "weight_hr"  # of an LSTM with proj_size
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Convention:
         return [letters.index(gate) for gate in cell.gates]
 
 
-def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent:
-    """The layer made of one layer's arrays, under names that end in one of `ROLES`.
+def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent | nn.LSTM:
+    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own.
 
     A bias of two rows (Keras with reset_after) is both biases. Raises InputError for what is missing or does not fit.
     """
@@ -138,7 +139,33 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
             "check that the arrays belong together",
         )
     read[2] = _offset(read[2], convention, read[0])
+    projection = next((value for name, value in arrays.items() if name.split(".")[-1] == PROJECTION), None)
+    if projection is not None:
+        return _projected(read, _scaled(projection, PROJECTION, scale), convention)  # type: ignore[arg-type]
     return Recurrent(cell, Weights(*read))
+
+
+def _projected(read: list[Tensor | None], projection: np.ndarray, convention: Convention) -> nn.LSTM:
+    """An LSTM whose output is projected, as torch's own module. Raises InputError where the arrays do not fit."""
+    weight_ih, weight_hh, *biases = read
+    assert weight_ih is not None
+    assert weight_hh is not None
+    weight_hr = tensor(projection.T if convention.layout == "x@W" else projection, PROJECTION)
+    units, size = weight_ih.shape[0] // 4, weight_hh.shape[1]
+    if convention.cell != "lstm" or weight_hr.shape != (size, units) or not 0 < size < units:
+        raise InputError(
+            f"{PROJECTION} {tuple(weight_hr.shape)} beside weight_hh {tuple(weight_hh.shape)}",
+            "an LSTM's (P, H) beside (4·H, P), P less than H",
+            "check that the arrays belong together",
+        )
+    bias = any(value is not None for value in biases)
+    made = nn.LSTM(weight_ih.shape[1], units, bias=bias, proj_size=size, dtype=weight_ih.dtype)
+    with torch.no_grad():
+        for role, value in zip((*ROLES, PROJECTION), (*read, weight_hr), strict=True):
+            if bias or not role.startswith("bias"):
+                target = getattr(made, f"{role}_l0")
+                target.zero_() if value is None else target.copy_(value)
+    return made
 
 
 def role_of(name: str) -> str | None:

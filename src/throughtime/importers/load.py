@@ -26,7 +26,7 @@ class Reversed(nn.Module):
     Lags of `layer` are steps as it reads them: they lead to the future.
     """
 
-    def __init__(self, layer: Recurrent) -> None:
+    def __init__(self, layer: Recurrent | nn.LSTM) -> None:
         super().__init__()
         self.layer = layer
 
@@ -75,7 +75,7 @@ def _instead(thing: Any) -> str:
     return "pass the file's path"
 
 
-def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent:
+def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent | nn.LSTM:
     """One layer in the direction in which it reads. Raises InputError and UnsupportedError as `load` does."""
     if found.refused:
         raise UnsupportedError(
