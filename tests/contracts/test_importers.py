@@ -481,6 +481,38 @@ def test_keras_layers_run_as_kerass_own(suffix, keras, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_a_whole_bidirectional_layer_runs_as_kerass_own(kind, mode, keras, tmp_path):
+    keras.utils.set_random_seed(0)
+    inner = getattr(keras.layers, kind)(H, return_sequences=True, bias_initializer="random_normal")
+    both = keras.layers.Bidirectional(inner, merge_mode=mode, name="both")
+    inputs = keras.Input((T, D))
+    model = keras.Model(inputs, both(inputs))
+    model.save(tmp_path / "model.keras")
+    if mode is None:
+        with pytest.raises(tt.ThroughtimeError, match="merge_mode none"):
+            tt.load(tmp_path / "model.keras")
+        return
+    x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    expected = model(x).detach().cpu().transpose(0, 1)
+    for layer in (None, "bidirectional"):  # .keras has names of classes
+        made = tt.load(tmp_path / "model.keras", layer=layer)
+        torch.testing.assert_close(made(torch.from_numpy(x).transpose(0, 1))[0], expected, rtol=1e-5, atol=1e-6)
+    assert tt.diagnose(made, torch.from_numpy(x).transpose(0, 1).contiguous()).flow.residual < 1e-4
+
+
+def test_each_direction_has_its_own_configuration(keras, tmp_path):
+    inputs = keras.Input((T, D))
+    back = keras.layers.GRU(H, activation="relu", go_backwards=True)
+    both = keras.layers.Bidirectional(keras.layers.GRU(H), backward_layer=back)
+    keras.Model(inputs, both(inputs)).save(tmp_path / "model.keras")
+    found = {each.name: each for each in layers(tmp_path / "model.keras")}
+    assert {each.reverse: bool(each.refused) for each in found.values()} == {False: False, True: True}
+    with pytest.raises(tt.ThroughtimeError, match="relu"):
+        tt.load(tmp_path / "model.keras")
+
+
 def test_other_activations_of_keras_are_refused_by_name(keras, tmp_path):
     layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
     keras.Sequential([keras.Input((T, D)), layer]).save(tmp_path / "model.keras")

@@ -16,7 +16,7 @@ from throughtime.importers.convention import CHOICES, Convention, recurrent
 from throughtime.importers.importer import Found
 from throughtime.importers.naming import NAME, as_array, torch_layers
 from throughtime.importers.npz import bare_layers
-from throughtime.importers.stack import whole
+from throughtime.importers.stack import merged, whole
 from throughtime.recurrent import Recurrent
 
 
@@ -41,12 +41,12 @@ def load(
 ) -> nn.Module:
     """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
 
-    file: a PyTorch state dict, a torch.export archive (.pt2), safetensors, ONNX, Keras or .npz, told by its content; or
-    arrays in memory by name, read as a state dict where all are tensors, else as .npz. layer: which one, where it holds
-    several; a stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions
-    as one torch.nn.GRU, LSTM or RNN (files named as torch names them, and ONNX). trust: your word that the file may run
-    code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z (see
-    `throughtime.importers.convention.Convention`), for what the file leaves open.
+    file: a PyTorch state dict, a torch.export archive (.pt2), safetensors, ONNX, Keras or .npz, told by its content; or arrays
+    in memory by name, read as a state dict where all are tensors, else as .npz. layer: which one, where it holds several; a
+    stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions as one
+    torch.nn.GRU, LSTM or RNN (files named as torch names them, ONNX, and Keras's Bidirectional, whose outputs are merged as
+    it says). trust: your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates,
+    layout, reset, z, scale, forget_bias (see `throughtime.importers.convention.Convention`), for what the file leaves open.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
     and another than the file states, a file that is damaged or not trusted; UnsupportedError: a layer that cannot be explained.
@@ -60,7 +60,7 @@ def load(
     name = stacks.pop() if layer is None and len(stacks) == 1 else layer
     parts = [each for each in held if name and each.stack == name and name not in [other.name for other in held]]
     if parts:
-        return whole([(each, _made(each, told, convention)) for each in parts], str(name))
+        return merged(whole([(each, _made(each, told, convention)) for each in parts], str(name)), parts, str(name))
     found = chosen(held, told, layer)
     made = _made(found, told, convention)
     return Reversed(made) if found.reverse else made

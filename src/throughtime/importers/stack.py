@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,40 @@ from throughtime.recurrent import Recurrent
 
 TORCH = {GRU(): nn.GRU, LSTM(): nn.LSTM}
 """Cells of which torch has stacks, besides its RNN; a GRU of another convention is none of them."""
+
+
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "mul": torch.mul,
+    "ave": lambda one, other: (one + other) / 2,
+}
+
+
+class Merged(nn.Module):
+    """A layer of both directions whose outputs become one of H: x (T, B, D) to (output, states). mode: of `MERGES`."""
+
+    def __init__(self, layer: nn.Module, mode: str) -> None:
+        super().__init__()
+        self.layer, self.mode = layer, mode
+
+    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
+        """See the class."""
+        output, last = self.layer(x, state)
+        return MERGES[self.mode](*output.chunk(2, dim=-1)), last
+
+
+def merged(layer: nn.Module, parts: Sequence[Found], name: str) -> nn.Module:
+    """The whole layer with its outputs merged as the file says. Raises UnsupportedError for outputs that stay two."""
+    mode = parts[0].merge
+    if mode == "concat":
+        return layer
+    if mode not in MERGES:
+        raise UnsupportedError(
+            f"the whole of {name}, with merge_mode {mode}",
+            f"one output: concat, {', '.join(MERGES)}",
+            "load its parts one by one",
+        )
+    return Merged(layer, mode)
 
 
 def whole(parts: Sequence[tuple[Found, Recurrent | nn.LSTM]], name: str) -> nn.Module:
