@@ -71,6 +71,8 @@ file_options = (
     click.option(
         "--z", type=click.Choice(["keeps", "takes"]), help="A file of GRU weights: what z multiplies; default keeps."
     ),
+    click.option("--scale", help="A file of weights: what integers are multiplied by, such as 1/128."),
+    click.option("--forget-bias", help="A file of LSTM weights: what the runtime adds to the forget gate's logit."),
 )
 input_options = _together(
     click.argument("model"),
@@ -351,6 +353,8 @@ def _diagnosed(
     layout: str | None,
     reset: str | None,
     z: str | None,
+    scale: str | None,
+    forget_bias: str | None,
     verify: bool,
     verify_steps: int,
     verify_seeds: int,
@@ -365,6 +369,7 @@ def _diagnosed(
         from throughtime.diagnosis.diagnose import diagnose as run
 
         said = {"cell": cell, "gates": gates, "layout": layout, "reset": reset, "z": z}
+        said |= {"scale": scale, "forget_bias": forget_bias}
         convention = {name: word for name, word in said.items() if word is not None}
         wanted: str | None = None
         if sources.is_file(model):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from throughtime.diagnosis.diagnose import diagnose
 from throughtime.diagnosis.finding import Finding
@@ -64,7 +65,7 @@ def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
     return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings, found.stack)
 
 
-def of_weights(layer: Recurrent) -> tuple[Finding, ...]:
+def of_weights(layer: Recurrent | nn.LSTM) -> tuple[Finding, ...]:
     """What the rules say that need the weights alone."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(STEPS, 1, layer.input_size, generator=generator, dtype=next(layer.parameters()).dtype)

@@ -227,6 +227,32 @@ def test_a_whole_stack_runs_as_torchs_own(name, kind, options, tmp_path):
     assert f"{under}_l0 (part of {under}): " in CliRunner().invoke(main, ["inspect", str(path)]).output
 
 
+@pytest.mark.parametrize("name", [name for name in NAMED_AS_TORCH if not name.startswith(ASKED)])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+def test_projections_run_as_torchs_own(name, options, tmp_path):
+    torch.manual_seed(0)
+    stack, path = nn.LSTM(D, H, proj_size=2, **options).double(), tmp_path / "stack"
+    WRITERS[name](stack, path)
+    made, x = tt.load(path), torch.randn(T, B, D).double()
+    assert repr(made) == repr(stack)
+    torch.testing.assert_close(made(x), stack(x), rtol=0, atol=0)
+    assert tt.diagnose(made, x).flow.residual < 1e-10
+    assert "lstm, 3 inputs, 5 units" in CliRunner().invoke(main, ["inspect", str(path)]).output
+    if options.get("bidirectional"):
+        under = next(each.stack for each in layers(path))
+        back = tt.load(path, layer=f"{under}_l0_reverse")(x)[0]
+        lower = nn.LSTM(D, H, proj_size=2, bidirectional=True).double()
+        lower.load_state_dict({key: value for key, value in stack.state_dict().items() if "_l0" in key})
+        torch.testing.assert_close(back, lower(x)[0][..., 2:], rtol=1e-9, atol=1e-12)
+
+
+def test_a_projection_that_does_not_fit_is_said(tmp_path):
+    state = state_of(nn.LSTM(D, H, proj_size=2)) | {"weight_hr_l0": torch.zeros(3, H)}
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(tt.ThroughtimeError, match=r"weight_hr \(3, 5\) beside weight_hh \(20, 2\)"):
+        tt.load(tmp_path / "file.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "said", "words"),
     [
@@ -288,7 +314,6 @@ def test_a_file_before_torch_1_6_is_read(tmp_path):
         (lambda: nn.GRU(D, H), {"order": "zrn"}, "options of cell, gates"),
         (lambda: nn.RNN(D, H), {}, "one of rnn-tanh, rnn-relu"),
         (lambda: nn.RNN(D, H), {"cell": "gru"}, "one of rnn-tanh, rnn-relu"),
-        (lambda: nn.LSTM(D, H, proj_size=2), {}, "proj_size"),
         (lambda: nn.Linear(D, H), {}, "no array is named as a recurrent layer's"),
     ],
 )
@@ -456,6 +481,38 @@ def test_keras_layers_run_as_kerass_own(suffix, keras, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["concat", "sum", "mul", "ave", None])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_a_whole_bidirectional_layer_runs_as_kerass_own(kind, mode, keras, tmp_path):
+    keras.utils.set_random_seed(0)
+    inner = getattr(keras.layers, kind)(H, return_sequences=True, bias_initializer="random_normal")
+    both = keras.layers.Bidirectional(inner, merge_mode=mode, name="both")
+    inputs = keras.Input((T, D))
+    model = keras.Model(inputs, both(inputs))
+    model.save(tmp_path / "model.keras")
+    if mode is None:
+        with pytest.raises(tt.ThroughtimeError, match="merge_mode none"):
+            tt.load(tmp_path / "model.keras")
+        return
+    x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    expected = model(x).detach().cpu().transpose(0, 1)
+    for layer in (None, "bidirectional"):  # .keras has names of classes
+        made = tt.load(tmp_path / "model.keras", layer=layer)
+        torch.testing.assert_close(made(torch.from_numpy(x).transpose(0, 1))[0], expected, rtol=1e-5, atol=1e-6)
+    assert tt.diagnose(made, torch.from_numpy(x).transpose(0, 1).contiguous()).flow.residual < 1e-4
+
+
+def test_each_direction_has_its_own_configuration(keras, tmp_path):
+    inputs = keras.Input((T, D))
+    back = keras.layers.GRU(H, activation="relu", go_backwards=True)
+    both = keras.layers.Bidirectional(keras.layers.GRU(H), backward_layer=back)
+    keras.Model(inputs, both(inputs)).save(tmp_path / "model.keras")
+    found = {each.name: each for each in layers(tmp_path / "model.keras")}
+    assert {each.reverse: bool(each.refused) for each in found.values()} == {False: False, True: True}
+    with pytest.raises(tt.ThroughtimeError, match="relu"):
+        tt.load(tmp_path / "model.keras")
+
+
 def test_other_activations_of_keras_are_refused_by_name(keras, tmp_path):
     layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
     keras.Sequential([keras.Input((T, D)), layer]).save(tmp_path / "model.keras")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, Weights
 from throughtime.errors import InputError
@@ -27,6 +28,7 @@ ROLES = {
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
 """What an array is, by the last part of its name in a file."""
+PROJECTION = "weight_hr"  # of an LSTM with proj_size
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Convention:
     cell: "gru", "lstm", "rnn-tanh" or "rnn-relu". gates: their order in the file, e.g. "zrh" (n and h, g and c are the
     same). layout: "W@x" (torch: gates stacked in rows), "x@W" (Keras: in columns) or "cudnn" (Keras's CuDNNLSTM and CuDNNGRU:
     in columns, each block (D, H) holding a row-major (H, D), and one bias of both). reset: "before" or "after" the product
-    (GRU). z: "keeps" the old state or "takes" the candidate (GRU).
+    (GRU). z: "keeps" the old state or "takes" the candidate (GRU). scale: the number, or fraction such as "1/128", by which
+    integers are multiplied. forget_bias: a number that the runtime adds to the forget gate's logit and that stands in no
+    array (LSTM; 1 in TensorFlow 1's BasicLSTMCell).
     """
 
     cell: str
@@ -44,6 +48,8 @@ class Convention:
     layout: str = "W@x"
     reset: str = "after"
     z: str = "keeps"
+    scale: str = ""
+    forget_bias: str = ""
 
     def build(self) -> Cell:
         """The cell. Raises InputError for a word that is not one of the choices."""
@@ -58,7 +64,24 @@ class Convention:
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""
-        return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention)
+        numbers = {"scale": self.scale, "forget_bias": self.forget_bias}
+        said = {name: word for name, word in numbers.items() if word}
+        return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention) | said
+
+    def number(self, name: str) -> float | None:
+        """`scale` or `forget_bias`, None where it is not said. Raises InputError for what is no number."""
+        word = getattr(self, name)
+        if word == "":
+            return None
+        try:
+            value = float(Fraction(str(word)))
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise InputError(
+                f"{name} {word!r}", "a number, or a fraction such as 1/128", f"declare {name}=…"
+            ) from error
+        if name == "scale" and value == 0:
+            raise InputError("scale 0", "a number that is not zero", "declare scale=… of the file")
+        return value
 
     def order(self, cell: Cell) -> list[int]:
         """For each gate of the cell, its place in the file."""
@@ -77,8 +100,8 @@ class Convention:
         return [letters.index(gate) for gate in cell.gates]
 
 
-def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent:
-    """The layer made of one layer's arrays, under names that end in one of `ROLES`.
+def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent | nn.LSTM:
+    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own.
 
     A bias of two rows (Keras with reset_after) is both biases. Raises InputError for what is missing or does not fit.
     """
@@ -91,7 +114,8 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
                 f"one named {' or '.join(ROLES[role])}",
                 "rename the arrays when saving them",
             )
-    order = convention.order(cell)
+    order, scale = convention.order(cell), convention.number("scale")
+    found = {role: _scaled(value, role, scale) for role, value in found.items()}
     if convention.layout == "cudnn":
         found = _in_rows(found, len(order))
     bias = found["bias_ih"]
@@ -114,7 +138,34 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
             "one dtype, and equally many rows of stacked gates in all",
             "check that the arrays belong together",
         )
-    return Recurrent(cell, Weights(*read))  # type: ignore[arg-type]
+    read[2] = _offset(read[2], convention, read[0])
+    projection = next((value for name, value in arrays.items() if name.split(".")[-1] == PROJECTION), None)
+    if projection is not None:
+        return _projected(read, _scaled(projection, PROJECTION, scale), convention)  # type: ignore[arg-type]
+    return Recurrent(cell, Weights(*read))
+
+
+def _projected(read: list[Tensor | None], projection: np.ndarray, convention: Convention) -> nn.LSTM:
+    """An LSTM whose output is projected, as torch's own module. Raises InputError where the arrays do not fit."""
+    weight_ih, weight_hh, *biases = read
+    assert weight_ih is not None
+    assert weight_hh is not None
+    weight_hr = tensor(projection.T if convention.layout == "x@W" else projection, PROJECTION)
+    units, size = weight_ih.shape[0] // 4, weight_hh.shape[1]
+    if convention.cell != "lstm" or weight_hr.shape != (size, units) or not 0 < size < units:
+        raise InputError(
+            f"{PROJECTION} {tuple(weight_hr.shape)} beside weight_hh {tuple(weight_hh.shape)}",
+            "an LSTM's (P, H) beside (4·H, P), P less than H",
+            "check that the arrays belong together",
+        )
+    bias = any(value is not None for value in biases)
+    made = nn.LSTM(weight_ih.shape[1], units, bias=bias, proj_size=size, dtype=weight_ih.dtype)
+    with torch.no_grad():
+        for role, value in zip((*ROLES, PROJECTION), (*read, weight_hr), strict=True):
+            if bias or not role.startswith("bias"):
+                target = getattr(made, f"{role}_l0")
+                target.zero_() if value is None else target.copy_(value)
+    return made
 
 
 def role_of(name: str) -> str | None:
@@ -156,14 +207,37 @@ def _in_rows(found: Mapping[str, np.ndarray | None], gates: int) -> dict[str, np
     return rows
 
 
+def _scaled(value: np.ndarray | None, name: str, scale: float | None) -> np.ndarray | None:
+    """Integers times the scale. Raises InputError where none is said."""
+    if value is None or value.dtype.kind not in "iu":
+        return value
+    if scale is None:
+        raise InputError(
+            f"{name} of {value.dtype}",
+            "floating point numbers, or what the integers are multiplied by",
+            "declare scale=… (--scale)",
+        )
+    return value.astype(np.float32) * np.float32(scale)
+
+
+def _offset(bias: Tensor | None, convention: Convention, weight: Tensor | None) -> Tensor | None:
+    """The bias with the forget gate's offset, where one is said; in torch's order of gates."""
+    offset = convention.number("forget_bias")
+    if offset is None or weight is None:
+        return bias
+    if convention.cell != "lstm":
+        raise InputError(f"forget_bias for cell={convention.cell}", "it for an LSTM only", "leave forget_bias out")
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.clone()
+    bias.unflatten(0, (4, -1))[LSTM.gates.index("f")] += offset
+    return bias
+
+
 def _restack(value: np.ndarray | None, name: str, dimensions: int, order: list[int], layout: str) -> Tensor | None:
     """The gates in the cell's order, stacked in rows."""
     if value is None:
         return None
     if value.dtype.kind != "f":
-        raise InputError(
-            f"{name} of {value.dtype}", "floating point numbers", "scale integer tables before saving them"
-        )
+        raise InputError(f"{name} of {value.dtype}", "floating point numbers", "check the arrays")
     stacked = value.T if layout == "x@W" else value
     if value.ndim != dimensions or not value.size or stacked.shape[0] % len(order):
         raise InputError(

@@ -26,7 +26,8 @@ class Found:
     name: in the file. arrays: by role (`ROLES`), as they lie there. stated: words of the convention that the format or the
     file itself says (see `Convention`). choices: where the cell is not stated, what it may be. reverse: whether it reads the
     sequence from its end. refused: why it cannot be loaded, or "". stack, level: the name of the whole that it is a part of, ""
-    where it stands alone, and its place there.
+    where it stands alone, and its place there. merge: how outputs of both directions become one: "concat", as in torch, "sum",
+    "mul", "ave", or "none" where they stay two.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Found:
     refused: str = ""
     stack: str = ""
     level: int = 0
+    merge: str = "concat"
 
 
 class Importer(ABC):

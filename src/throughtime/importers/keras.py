@@ -16,6 +16,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,7 +57,11 @@ class Keras(Importer):
         try:
             groups, configs = _read(path)
             named = _by_name(configs)
-            return [_found(name, roles, named.get(name.split("/")[0])) for name, roles in groups.items()]
+            found = []
+            for name, roles in groups.items():
+                layer = named.get(name.split("/")[0])
+                found.append(_part(_found(name, roles, _own(name, layer)), layer))
+            return found
         except (InputError, MissingExtraError):
             raise
         except Exception as error:  # HDF5, zip and JSON have their own for damaged files
@@ -153,6 +158,28 @@ def _by_name(configs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return named
 
 
+def _part(found: Found, layer: dict[str, Any] | None) -> Found:
+    """As a direction of a Bidirectional layer, where it is one whose configuration says how outputs are merged."""
+    if "/" not in found.name or (layer or {}).get("class_name") != "Bidirectional":
+        return found
+    assert layer is not None
+    mode = layer["config"].get("merge_mode", "concat")
+    return replace(found, stack=found.name.split("/")[0], merge="none" if mode is None else str(mode))
+
+
+def _reverse(name: str, layer: dict[str, Any] | None) -> bool:
+    """Whether the layer reads from the end: the backward one of a Bidirectional layer, or as it says."""
+    return "/backward" in name or bool(_config(layer).get("go_backwards"))
+
+
+def _own(name: str, layer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The layer's configuration; of a Bidirectional one with that of this direction, which may be given apart."""
+    config = (layer or {}).get("config", {})
+    if "/backward" not in name or not isinstance(config.get("backward_layer"), dict):
+        return layer
+    return {**(layer or {}), "config": config | {"layer": config["backward_layer"]}}
+
+
 def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
     kernel, recurrent, bias = roles["weight_ih"], roles["weight_hh"], roles.get("bias_ih")
     gates = recurrent.shape[1] / recurrent.shape[0] if recurrent.ndim == 2 and recurrent.size else 0
@@ -174,7 +201,7 @@ def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
                 name, roles, refused="a GRU without bias and configuration, which does not say where it resets"
             )
         stated |= {"reset": "after" if after else "before", "z": "keeps"}
-    backward = "/backward" in name
+    backward = _reverse(name, layer)
     if layer is None:
         choices = (cell,) if cell else ("rnn-tanh", "rnn-relu")
         return Found(name, roles, stated, choices, reverse=backward)
@@ -188,7 +215,7 @@ def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
         stated["cell"] = cell
         if (activation, recurrent_activation) != ("tanh", "sigmoid"):
             refused = f"activations {recurrent_activation} and {activation}, which cannot be explained yet"
-    return Found(name, roles, stated, reverse=backward or bool(config.get("go_backwards")), refused=refused)
+    return Found(name, roles, stated, reverse=backward, refused=refused)
 
 
 def _cudnn(name: str, roles: Arrays, kind: str, layer: dict[str, Any] | None) -> Found:
@@ -199,8 +226,7 @@ def _cudnn(name: str, roles: Arrays, kind: str, layer: dict[str, Any] | None) ->
     config = _config(layer)
     used = config.get("activation", "tanh"), config.get("recurrent_activation", "sigmoid")
     refused = "" if used == ("tanh", "sigmoid") else f"activations {used[1]} and {used[0]}, which cuDNN does not have"
-    reverse = "/backward" in name or bool(config.get("go_backwards"))
-    return Found(name, roles, stated, reverse=reverse, refused=refused)
+    return Found(name, roles, stated, reverse=_reverse(name, layer), refused=refused)
 
 
 def _class(layer: dict[str, Any] | None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from throughtime.errors import InputError, UnsupportedError
@@ -12,7 +14,9 @@ from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.importers import importer
 from throughtime.importers.convention import CHOICES, Convention, recurrent
 from throughtime.importers.importer import Found
-from throughtime.importers.stack import whole
+from throughtime.importers.naming import NAME, as_array, torch_layers
+from throughtime.importers.npz import bare_layers
+from throughtime.importers.stack import merged, whole
 from throughtime.recurrent import Recurrent
 
 
@@ -22,7 +26,7 @@ class Reversed(nn.Module):
     Lags of `layer` are steps as it reads them: they lead to the future.
     """
 
-    def __init__(self, layer: Recurrent) -> None:
+    def __init__(self, layer: Recurrent | nn.LSTM) -> None:
         super().__init__()
         self.layer = layer
 
@@ -32,14 +36,17 @@ class Reversed(nn.Module):
         return output.flip(0), last
 
 
-def load(file: str | Path, layer: str | None = None, trust: bool = False, **convention: str) -> nn.Module:
+def load(
+    file: str | Path | Mapping[str, Any], layer: str | None = None, trust: bool = False, **convention: str
+) -> nn.Module:
     """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
 
-    file: a PyTorch state dict, safetensors, ONNX, Keras or .npz, told by its content. layer: which one, where it holds
-    several; a stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions
-    as one torch.nn.GRU, LSTM or RNN (files named as torch names them, and ONNX). trust: your word that the file may run
-    code (pickles of whole modules, TorchScript). convention: cell, gates, layout, reset, z (see
-    `throughtime.importers.convention.Convention`), for what the file leaves open.
+    file: a PyTorch state dict, a torch.export archive (.pt2), safetensors, ONNX, Keras or .npz, told by its content; or arrays
+    in memory by name, read as a state dict where all are tensors, else as .npz. layer: which one, where it holds several; a
+    stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions as one
+    torch.nn.GRU, LSTM or RNN (files named as torch names them, ONNX, and Keras's Bidirectional, whose outputs are merged as
+    it says). trust: your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates,
+    layout, reset, z, scale, forget_bias (see `throughtime.importers.convention.Convention`), for what the file leaves open.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
     and another than the file states, a file that is damaged or not trusted; UnsupportedError: a layer that cannot be explained.
@@ -48,16 +55,14 @@ def load(file: str | Path, layer: str | None = None, trust: bool = False, **conv
     if unknown:
         names = ", ".join(Convention.__dataclass_fields__)
         raise InputError(f"the option {unknown[0]!r}", f"options of {names}", "say the file's convention by these")
-    if not isinstance(file, str | Path):
-        raise InputError(f"a {type(file).__name__}", "the path of a file of weights", _instead(file))
-    held = layers(file, trust)
+    held, told = layers(file, trust), _told(file)
     stacks = {each.stack for each in held}
     name = stacks.pop() if layer is None and len(stacks) == 1 else layer
     parts = [each for each in held if name and each.stack == name and name not in [other.name for other in held]]
     if parts:
-        return whole([(each, _made(each, str(file), convention)) for each in parts], str(name))
-    found = chosen(held, str(file), layer)
-    made = _made(found, str(file), convention)
+        return merged(whole([(each, _made(each, told, convention)) for each in parts], str(name)), parts, str(name))
+    found = chosen(held, told, layer)
+    made = _made(found, told, convention)
     return Reversed(made) if found.reverse else made
 
 
@@ -70,7 +75,7 @@ def _instead(thing: Any) -> str:
     return "pass the file's path"
 
 
-def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent:
+def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent | nn.LSTM:
     """One layer in the direction in which it reads. Raises InputError and UnsupportedError as `load` does."""
     if found.refused:
         raise UnsupportedError(
@@ -81,16 +86,40 @@ def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent:
     return recurrent(found.arrays, read_as(found, file, convention))
 
 
-def layers(file: str | Path, trust: bool = False) -> list[Found]:
+def _told(file: str | Path | Mapping[str, Any]) -> str:
+    """The file in an error's words."""
+    return "the arrays" if isinstance(file, Mapping) else str(file)
+
+
+def layers(file: str | Path | Mapping[str, Any], trust: bool = False) -> list[Found]:
     """The recurrent layers that a file holds, in its order. Raises InputError as `load` does, and where it holds none."""
-    found = importer.of(file).layers(Path(file), trust)
+    if isinstance(file, Mapping):
+        found = _in_memory(file)
+    elif isinstance(file, str | Path):
+        found = importer.of(file).layers(Path(file), trust)
+    else:
+        raise InputError(f"a {type(file).__name__}", "the path of a file of weights", _instead(file))
     if not found:
         raise InputError(
-            f"{file}, in which no array is named as a recurrent layer's",
+            f"{_told(file)}, in which no array is named as a recurrent layer's",
             "weight_ih and weight_hh (or kernel and recurrent_kernel) under one prefix",
             "check the file; rename the arrays when saving them",
         )
     return found
+
+
+def _in_memory(arrays: Mapping[str, Any]) -> list[Found]:
+    """The recurrent layers among arrays by name. Raises InputError for what is no array."""
+    if all(isinstance(value, Tensor) for value in arrays.values()):
+        return torch_layers(arrays)
+    made = {}
+    for name, value in arrays.items():
+        if NAME.fullmatch(str(name)) is None:
+            continue
+        made[str(name)] = as_array(name, value) if isinstance(value, Tensor) else np.array(value)
+        if made[str(name)].dtype.kind not in "fiu":
+            raise InputError(f"{name} of type {type(value).__name__}", "arrays of numbers", "pass arrays by name")
+    return bare_layers(made)
 
 
 def chosen(found: list[Found], file: str, name: str | None) -> Found:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from throughtime.errors import InputError
 from throughtime.importers import importer
-from throughtime.importers.convention import ROLES
+from throughtime.importers.convention import PROJECTION, ROLES
 from throughtime.importers.importer import Found
 
-PROJECTION = "weight_hr"  # of an LSTM with proj_size
 WORDS = sorted([word for words in ROLES.values() for word in words] + [PROJECTION], key=len, reverse=True)
 NAME = re.compile(rf"(?P<prefix>.*?)[._/]?(?P<role>{'|'.join(WORDS)})(?:_l(?P<level>\d{{1,6}}))?(?P<reverse>_reverse)?")
 """A recurrent layer's array: any prefix, what it is, the layer of a stack, the direction."""
@@ -75,7 +74,7 @@ def _torch_layer(name: str, reverse: bool, roles: Mapping[str, np.ndarray]) -> F
     shape = roles["weight_hh"].shape
     gates = shape[0] / shape[1] if len(shape) == 2 and shape[1] else 0
     if PROJECTION in roles:
-        return Found(name, roles, reverse=reverse, refused="an LSTM with proj_size, which cannot be explained yet")
+        return Found(name, roles, {"layout": "W@x", "cell": "lstm", "gates": "ifgo"}, reverse=reverse)
     if gates == 3:
         return Found(
             name,

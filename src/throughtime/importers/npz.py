@@ -6,6 +6,7 @@ bias; a bias of two rows (Keras with reset_after) is both. Nothing is unpickled 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ class NumpyArrays(Importer):
     """numpy's .npz of named arrays."""
 
     name: ClassVar[str] = "numpy arrays (.npz)"
-    refuses: ClassVar[str] = "arrays of objects; tables of integers"
+    refuses: ClassVar[str] = "arrays of objects; integers without `--scale`"
 
     def reads(self, path: Path, head: bytes) -> bool:
         if head.startswith(b"\x93NUMPY"):
@@ -31,18 +32,15 @@ class NumpyArrays(Importer):
         return bool(names) and all(name.endswith(".npy") for name in names)
 
     def layers(self, path: Path, trust: bool) -> list[Found]:
-        arrays = read_arrays(path)
-        return [
-            Found(
-                place.name,
-                roles,
-                choices=CHOICES["cell"],
-                reverse=place.reverse,
-                stack=place.stack,
-                level=place.level,
-            )
-            for place, roles in by_layer(arrays).items()
-        ]
+        return bare_layers(read_arrays(path))
+
+
+def bare_layers(arrays: Mapping[str, np.ndarray]) -> list[Found]:
+    """The recurrent layers among arrays that do not say which cell they belong to."""
+    return [
+        Found(place.name, roles, choices=CHOICES["cell"], reverse=place.reverse, stack=place.stack, level=place.level)
+        for place, roles in by_layer(arrays).items()
+    ]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ class Pt2(Importer):
     """A .pt2 file that torch.export.save wrote."""
 
     name: ClassVar[str] = "torch.export archive (.pt2)"
-    refuses: ClassVar[str] = "archives of torch before 2.8, pickled weights, proj_size"
+    refuses: ClassVar[str] = "archives of torch before 2.8, pickled weights"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return any(each == BEFORE or each.endswith(f"/{TABLE}") for each in archive.names(path))

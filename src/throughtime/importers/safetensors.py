@@ -18,7 +18,6 @@ class Safetensors(Importer):
 
     name: ClassVar[str] = "safetensors (.safetensors)"
     extra: ClassVar[str] = "safetensors"
-    refuses: ClassVar[str] = "proj_size"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return len(head) > 8 and int.from_bytes(head[:8], "little") <= LONGEST_HEADER and head[8:9] == b"{"

@@ -30,7 +30,7 @@ class StateDict(Importer):
 
     name: ClassVar[str] = "PyTorch state dict (.pt, .pth, .bin, .ckpt)"
     trusted: ClassVar[str] = "pickles of whole modules, TorchScript"
-    refuses: ClassVar[str] = "proj_size, quantized and sparse tensors"
+    refuses: ClassVar[str] = "quantized and sparse tensors"
 
     def reads(self, path: Path, head: bytes) -> bool:
         if head[:2] == b"\x80\x02" and b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head:
