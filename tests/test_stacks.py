@@ -205,7 +205,8 @@ def test_lag_within_each_layer_and_direction(shape, which):
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
 @pytest.mark.parametrize("both", [False, True])
-def test_dropout_between_layers_is_seen(kind, both):
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_between_layers_is_seen(kind, both, batch_first):
     """The masks are drawn inside the call: gradients and the random state are the user's, and terms add up to them."""
     x = torch.randn(T, B, D)
 
@@ -215,7 +216,7 @@ def test_dropout_between_layers_is_seen(kind, both):
         return [*(p.grad.clone() for p in layer.parameters()), torch.rand(3)]
 
     torch.manual_seed(1)
-    layer = getattr(nn, kind)(D, H, 3, dropout=0.4, bidirectional=both)
+    layer = getattr(nn, kind)(D, H, 3, dropout=0.4, bidirectional=both, batch_first=batch_first)
     plain = step(layer)
     layer.zero_grad()
     with tt.record(layer) as record:

@@ -144,7 +144,7 @@ class Record:
             results=[value.detach().clone() for value in (made if form.single else made[:1])],
             dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
             expected=[name for name, value in weights.items() if value.requires_grad],
-            masks=masks,
+            masks=[mask.transpose(0, 1) if form.batch_first else mask for mask in masks],  # torch draws them time first
             ends=[edge_of(state) for state in (made if form.single else made[1:])],
             told=told,
         )
