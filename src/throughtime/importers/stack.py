@@ -113,7 +113,7 @@ def whole(parts: Sequence[tuple[Found, Recurrent | nn.LSTM]], name: str) -> nn.M
 
 def _cell(layer: Recurrent | nn.LSTM) -> Cell:
     """The part's cell."""
-    return layer.cell if isinstance(layer, Recurrent) else LSTMProjected(layer.proj_size)
+    return layer.cell if isinstance(layer, Recurrent) else LSTMProjected(projected=layer.proj_size)
 
 
 def _biases(layer: Recurrent | nn.LSTM) -> list[Tensor | None]:

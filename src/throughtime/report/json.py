@@ -168,7 +168,8 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
 
 def _stacked(layer: LayerFlow) -> dict[str, str]:
     """Name of each array in torch's cells → its name in the layer; a cell that holds others cannot be run from them."""
-    return {short: name for short in WEIGHTS for name in layer.weights if re.search(rf"(^|\.){short}(_l\d+(_reverse)?)?$", name)}
+    end = r"(_l\d+(_reverse)?)?$"
+    return {short: name for short in WEIGHTS for name in layer.weights if re.search(rf"(^|\.){short}{end}", name)}
 
 
 def _network(layer: LayerFlow) -> dict[str, Any]:
