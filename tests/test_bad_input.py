@@ -8,7 +8,7 @@ from torch import nn
 
 import throughtime as tt
 from record_cases import KINDS, B, D, H, Net, T, data, layer, loss_of, plain
-from throughtime.cells import LSTM, Weights
+from throughtime.cells import LSTM, S6, BlockGRU, LSTMPeepholes, Weights
 from throughtime.errors import InputError
 from throughtime.recurrent import Recurrent
 
@@ -134,6 +134,14 @@ def weights(hidden: int = H) -> Weights:
 def test_own_layers_check_their_shapes():
     with pytest.raises(InputError, match=r"got weight_ih .*; expected 4 stacked gates .*; do this: "):
         Recurrent(LSTM(), Weights(data(3 * H, D), data(3 * H, H)))
+    with pytest.raises(InputError, match=r"got a \(4, 5\); expected the arrays for a s6: weight_low \(1, 4\), .*"):
+        Recurrent(S6(), Weights(a=data(D, H)))
+    with pytest.raises(
+        InputError, match=r"got peephole \(9,\); expected .* for a lstm-peepholes: weight_ih, weight_hh, .*"
+    ):
+        Recurrent(LSTMPeepholes(), Weights(peephole=data(9)))
+    with pytest.raises(InputError, match=r"got 5 units in 2 blocks; expected blocks that divide them; do this: "):
+        Recurrent(BlockGRU(blocks_of=2), Weights(data(3 * H, D)))
     own = Recurrent(LSTM(), weights())
     for x in (data(T, B, D + 1), data(D), data(0, B, D)):
         with pytest.raises(InputError, match=r"got input .*; expected \(steps, sequences, 4\); do this: "):

@@ -74,9 +74,10 @@ def _checked(cell: Cell, weights: Weights) -> tuple[int, int, list[str]]:
     lacking = [name for name in wanted if name not in given and not name.startswith("bias")]
     if not wanted or lacking or any(shape != wanted.get(name) for name, shape in given.items()):
         stacked = f"{len(cell.gates)} stacked gates of H rows" if "weight_hh" in wanted else "the arrays"
+        named = [f"{name} {shape}" for name, shape in wanted.items()] or cell.shapes(1, cell.multiple)
         raise InputError(
             ", ".join(f"{name} {shape}" for name, shape in given.items()) or "no arrays",
-            f"{stacked} for a {cell.name}: " + ", ".join(f"{name} {shape}" for name, shape in wanted.items()),
+            f"{stacked} for a {cell.name}: {', '.join(named)}",
             "check the gate order, the transposition and the cell",
         )
     return inputs, hidden, list(wanted)

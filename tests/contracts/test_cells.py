@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from reference import STEPS, drawn, step_of
 from throughtime.cells import REGISTRY, Cell, Weights, pull_by_autograd
-from throughtime.cells.cell import gradients_by_autograd, split, tanh_slope
+from throughtime.cells.activations import tanh_slope
+from throughtime.cells.cell import gradients_by_autograd, split
 from throughtime.recurrent import Recurrent
 
 FUSED = {

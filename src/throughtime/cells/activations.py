@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import tanh_slope
-
 
 @dataclass(frozen=True)
 class Function:
@@ -23,6 +21,14 @@ class Function:
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     beyond: float = 0.0
+
+
+def tanh_slope(value: Tensor) -> Tensor:
+    """tanh′ = 1 − tanh² of the value of tanh, by autograd's own kernel.
+
+    Near saturation 1 − y·y in two roundings and in one (a fused multiply-add) differ: in float32 by 1e-4 at y = tanh(6).
+    """
+    return torch.ops.aten.tanh_backward(value.new_ones(()).expand_as(value), value)
 
 
 def _inside(value: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import GATES
+
 Node = Callable[[str, Tensor], Tensor]
 Tensors = dict[str, Tensor]
 
@@ -171,8 +173,6 @@ class Cell(ABC):
 
     def opened(self, logit: Tensor) -> Tensor:
         """The value of a gate at a logit."""
-        from throughtime.cells.activations import GATES
-
         return GATES[self.gate].value(logit)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
@@ -329,14 +329,6 @@ def stack_gates(parts: tuple[Tensor, ...]) -> Tensor:
 def split(stacked: Tensor, blocks: int) -> tuple[Tensor, ...]:
     """The blocks (..., H) of a stacked last axis (..., blocks·H)."""
     return stacked.unflatten(-1, (blocks, -1)).unbind(-2)
-
-
-def tanh_slope(value: Tensor) -> Tensor:
-    """tanh′ = 1 − tanh² of the value of tanh, by autograd's own kernel.
-
-    Near saturation 1 − y·y in two roundings and in one (a fused multiply-add) differ: in float32 by 1e-4 at y = tanh(6).
-    """
-    return torch.ops.aten.tanh_backward(value.new_ones(()).expand_as(value), value)
 
 
 def back_through(pre: Tensor, blocks: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from throughtime.cells.activations import tanh_slope
 from throughtime.cells.cell import (
     Cell,
     Node,
@@ -24,7 +25,6 @@ from throughtime.cells.cell import (
     back_through,
     split,
     stack_gates,
-    tanh_slope,
     unchanged,
 )
 

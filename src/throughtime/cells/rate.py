@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, tanh_slope, unchanged
+from throughtime.cells.activations import tanh_slope
+from throughtime.cells.cell import Cell, Node, Product, Pulled, Tensors, Weights, unchanged
 
 
 @dataclass(frozen=True)
