@@ -194,7 +194,7 @@ def _guarded(command: Callable) -> Callable:
 @fail_option
 @_guarded
 def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **given: Any) -> None:
-    """Diagnose MODEL: package.module:factory, or a file of weights (state dict, safetensors, ONNX, Keras, .npz)."""
+    """Diagnose MODEL: package.module:factory, or a file of weights (state dict, .pt2, safetensors, ONNX, Keras, .npz)."""
     if network and form != "json":
         raise click.UsageError("--network: got --format text; expected --format json; do this: add --format json")
     _check_writable(output)
@@ -287,7 +287,10 @@ def explore(flow: Path | None, output: Path, preset: str | None, list_presets: b
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout.")
 @_guarded
 def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
-    """The recurrent layers that FILE holds: cell, shapes, convention, and what the weights alone tell."""
+    """The recurrent layers that FILE holds: cell, shapes, convention, and what the weights alone tell.
+
+    FILE: a state dict, .pt2, safetensors, ONNX, Keras or .npz. A stack has a line of its own, then its parts.
+    """
     import json
 
     from throughtime.inspection import inspect as run
@@ -299,6 +302,7 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
     for each in told:
         direction = " (reads from the end)" if each.reverse else ""
         direction += f" (part of {each.stack})" if each.stack else ""
+        direction += f" (the whole of {', '.join(each.parts)})" if each.parts else ""
         if each.convention is None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue

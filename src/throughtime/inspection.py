@@ -13,10 +13,11 @@ from torch import nn
 from throughtime.diagnosis.diagnose import diagnose
 from throughtime.diagnosis.finding import Finding
 from throughtime.diagnosis.rule import registry
-from throughtime.errors import InputError
+from throughtime.errors import InputError, ThroughtimeError
 from throughtime.importers.convention import Convention, recurrent
 from throughtime.importers.importer import Found
-from throughtime.importers.load import layers, read_as
+from throughtime.importers.load import layers, made_of, read_as
+from throughtime.importers.stack import Merged, merged, whole
 from throughtime.recurrent import Recurrent
 
 STEPS = 2  # of the probe: what is read of the weights does not depend on the data
@@ -28,7 +29,8 @@ class Inspected:
 
     convention: how it is read, from the file and from what was said; None where a word is missing, or it is refused: `lacks`
     says what. inputs, units: D and H, where it could be read. findings: of the rules that need the weights alone. stack: the
-    name of the whole that it is a part of, or "".
+    name of the whole that it is a part of, or "". parts: names, of a whole stack; lacks says why it cannot be
+    loaded whole.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Inspected:
     units: int | None
     findings: tuple[Finding, ...]
     stack: str = ""
+    parts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain Python, for JSON."""
@@ -48,8 +51,31 @@ class Inspected:
 
 
 def inspect(file: str | Path, trust: bool = False, **said: str) -> list[Inspected]:
-    """The recurrent layers that a file holds. trust, said: as of `throughtime.load`. Raises InputError as it does."""
-    return [_inspected(found, str(file), said) for found in layers(file, trust)]
+    """The recurrent layers that a file holds, each stack before its parts.
+
+    trust, said: as of `throughtime.load`. Raises InputError as it does.
+    """
+    held, told, seen = layers(file, trust), [], {""}
+    for found in held:
+        if found.stack not in seen:
+            seen.add(found.stack)
+            told.append(
+                _whole(found.stack, [each for each in held if each.stack == found.stack], str(file), dict(said))
+            )
+        told.append(_inspected(found, str(file), said))
+    return told
+
+
+def _whole(name: str, parts: list[Found], file: str, said: dict[str, str]) -> Inspected:
+    """A stack, loaded to see whether it can be."""
+    names = tuple(each.name for each in parts)
+    try:
+        made = merged(whole([(each, made_of(each, file, said)) for each in parts], name), parts, name)
+        convention = read_as(parts[0], file, said)
+    except ThroughtimeError as error:
+        return Inspected(name, False, None, f"{error.got}; expected {error.expected}", None, None, (), parts=names)
+    inner: Any = made.layer if isinstance(made, Merged) else made
+    return Inspected(name, False, convention, "", inner.input_size, inner.hidden_size, (), parts=names)
 
 
 def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:

@@ -783,3 +783,19 @@ def test_inspect_lists_layers_and_what_the_weights_tell(tmp_path):
     document = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt"), "--format", "json"]).output)
     assert [each["name"] for each in document] == ["lstm", "plain", "gru"]
     assert document[0]["findings"][0]["code"] == "TT402"
+
+
+def test_inspect_gives_a_stack_its_own_line(tmp_path):
+    module = nn.LSTM(D, H, 2, bidirectional=True)
+    torch.save({f"rnn.{name}": value for name, value in module.state_dict().items()}, tmp_path / "model.pt")
+    lines = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt")]).output.splitlines()
+    parts = ["rnn_l0", "rnn_l0_reverse", "rnn_l1", "rnn_l1_reverse"]
+    assert lines[0] == f"rnn (the whole of {', '.join(parts)}): lstm, {D} inputs, {H} units; gates ifgo, layout W@x"
+    assert [line.split(" ")[0].rstrip(":") for line in lines if not line.startswith("  ")] == ["rnn", *parts]
+    document = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt"), "--format", "json"]).output)
+    assert document[0]["parts"] == parts
+    torch.save({f"rnn.{name}": value for name, value in module.state_dict().items() if "l1_reverse" not in name},
+               tmp_path / "model.pt")  # fmt: skip
+    first = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.pt")]).output.splitlines()[0]
+    assert first.startswith("rnn (the whole of rnn_l0, rnn_l0_reverse, rnn_l1): ")
+    assert "every layer of the stack, in as many directions" in first

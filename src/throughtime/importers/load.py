@@ -60,9 +60,9 @@ def load(
     name = stacks.pop() if layer is None and len(stacks) == 1 else layer
     parts = [each for each in held if name and each.stack == name and name not in [other.name for other in held]]
     if parts:
-        return merged(whole([(each, _made(each, told, convention)) for each in parts], str(name)), parts, str(name))
+        return merged(whole([(each, made_of(each, told, convention)) for each in parts], str(name)), parts, str(name))
     found = chosen(held, told, layer)
-    made = _made(found, told, convention)
+    made = made_of(found, told, convention)
     return Reversed(made) if found.reverse else made
 
 
@@ -75,7 +75,7 @@ def _instead(thing: Any) -> str:
     return "pass the file's path"
 
 
-def _made(found: Found, file: str, convention: dict[str, str]) -> Recurrent | nn.LSTM:
+def made_of(found: Found, file: str, convention: dict[str, str]) -> Recurrent | nn.LSTM:
     """One layer in the direction in which it reads. Raises InputError and UnsupportedError as `load` does."""
     if found.refused:
         raise UnsupportedError(
