@@ -249,3 +249,83 @@ def test_the_loop_is_left_as_it_was(kind):
     assert not model.cell._forward_hooks
     assert not model.cell._forward_pre_hooks
     assert record.flow(demand=False).residual < 1e-12
+
+
+def flow_of(model: nn.Module, loss: Callable[[], Tensor]) -> tt.Flow:
+    with tt.record(model) as record:
+        loss().backward()
+    return record.flow(demand=False)
+
+
+@every_kind
+@pytest.mark.parametrize("change", ["added", "noise", "merged", "one of two with resets"])
+def test_states_that_are_changed_between_steps(kind, change):
+    """What is added to a state is part of the sequence, and sequences with and without a change are told together."""
+    torch.manual_seed(0)
+    cell = getattr(nn, kind)(D, H).double()
+
+    def each(states: Tensor | tuple[Tensor, ...], function: Callable[[Tensor], Tensor]):
+        return tuple(map(function, states)) if isinstance(states, tuple) else function(states)
+
+    def loss() -> Tensor:
+        one = other = None
+        total = torch.zeros((), dtype=torch.float64)
+        for k, now in enumerate(drawn(T, B, D)):
+            if change == "one of two with resets" or (change == "merged" and k < 3):
+                other = cell(2 * now, other)
+                total = total + (first(other) * drawn(B, H, seed=k)).sum()
+            if k and change == "added":
+                one = each(one, lambda state: state + 1.0)
+            elif k and change == "noise":
+                one = each(one, lambda state: state + torch.randn_like(state))
+            elif k == 3 and change == "merged":
+                one = tuple(a + b for a, b in zip(one, other, strict=True)) if kind == "LSTMCell" else one + other
+            elif k and change == "one of two with resets":
+                one = each(one, lambda state, k=k: state * (1 - DONE[k]))
+            one = cell(now, one)
+            total = total + first(one).square().sum()
+        return total
+
+    def first(states: Tensor | tuple[Tensor, ...]) -> Tensor:
+        return states[0] if isinstance(states, tuple) else states
+
+    assert flow_of(cell, loss).residual < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("change", ["reset", "added"])
+def test_windows_of_a_stack_whose_states_are_changed(kind, change):
+    """One sequence through the whole stack; what was reset carries nothing back into the window before."""
+    torch.manual_seed(0)
+    layer = getattr(nn, kind)(D, H, 2).double()
+    keep = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)[:, None]
+
+    def run(x: Tensor) -> Tensor:
+        states, outputs = None, []
+        for part in x.split(4):
+            output, states = layer(part, states)
+            outputs.append(output)
+            by = {"reset": lambda state: state * keep, "added": lambda state: state + 1}[change]
+            states = tuple(map(by, states)) if isinstance(states, tuple) else by(states)
+        return torch.cat(outputs)
+
+    x = drawn(T, B, D).requires_grad_()
+    flow = flow_of(layer, lambda: run(x)[-1].square().sum())
+    assert flow.residual < 1e-12
+    assert (flow.layers["rnn"].steps, flow.layers["rnn"].lag) == (T, "total")
+    kept = flow_of(layer, lambda: run(x)[-1, ::2].square().sum()).layers["rnn"]
+    assert kept.parameters["rnn.weight_ih_l0"].log10_norm[4] > -20
+    if change == "reset":  # nothing of the sequences that were reset goes further back than their window
+        gone = flow_of(layer, lambda: run(x)[-1, 1::2].square().sum()).layers["rnn"]
+        assert gone.parameters["rnn.weight_ih_l0"].log10_norm[4] == -np.inf
+
+
+def test_calls_with_and_without_dropout_in_one_step():
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H, 2, dropout=0.5).double()
+
+    def loss() -> Tensor:
+        one = layer.train()(drawn(T, B, D))[0].square().sum()
+        return one + layer.eval()(drawn(T, B, D, seed=2))[0].square().sum()
+
+    assert flow_of(layer, loss).residual < 1e-12

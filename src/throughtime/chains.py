@@ -125,18 +125,23 @@ def external(call: Call, x: Tensor, earlier: list[Call], walked: set[Node]) -> I
 def runs_of(calls: list[Call]) -> list[Run]:
     """The calls of one layer as runs, each a chain of calls in order."""
     following = {id(call.follows): call for call in calls if call.follows is not None}
-    firsts = [call for call in calls if call.follows is None or call.follows not in calls]
+    made = {id(call): run_of(call) for call in calls}
+    if any(run.masks for run in made.values()):  # a call without dropout beside one with it
+        made = {
+            key: run if run.masks else replace(run, masks=[torch.ones_like(value) for value in run.outputs[:-1]])
+            for key, run in made.items()
+        }
+    firsts = [call for call in calls if call.follows is None or id(call.follows) not in made]
     out = []
     for call in firsts:
         chain = [call]
         while (after := following.get(id(chain[-1]))) is not None:
             chain.append(after)
-        out.append(_chained(chain))
+        out.append(_chained(chain, [made[id(call)] for call in chain]))
     return out
 
 
-def _chained(chain: list[Call]) -> Run:
-    runs = [run_of(call) for call in chain]
+def _chained(chain: list[Call], runs: list[Run]) -> Run:
     first, last = runs[0], runs[-1]
     if len(runs) == 1:
         return first

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from throughtime import own
 from throughtime.calls import Call, Form, Shared, edge_of, edges_of, hook
 from throughtime.cells import GRU, LSTM, RNN
+from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors
 from throughtime.cells.lstm_projected import LSTMProjected
 from throughtime.chains import external, link, runs_of
@@ -235,10 +237,14 @@ class Record:
                 "the same weights in all of them",
                 "record one optimizer step at a time",
             )
+        runs = runs_of(calls)
+        made = [traces_of(run) for run in runs]
+        kinds = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
+        if len(set(kinds)) > 1:  # to be joined they need one cell
+            made = [traces_of(replace(run, passed=True)) for run in runs]
         by_name: dict[str, list[Trace]] = {}
-        for run in runs_of(calls):
-            for trace in traces_of(run):
-                by_name.setdefault(trace.name, []).append(trace)
+        for trace in chain.from_iterable(made):
+            by_name.setdefault(trace.name, []).append(trace)
         # What autograd gave the weights is the calls' sum already, in each of them.
         return [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
 
