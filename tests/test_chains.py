@@ -40,7 +40,7 @@ class Loop(nn.Module):
         super().__init__()
         torch.manual_seed(5)
         self.between, self.into = between, into
-        width = {"": D, "fed back": D + H, "attention": D + H, "itself": H}[into]
+        width = {"": D, "fed back": D + H, "attention": D + H, "itself": H, "own output": D + 2}[into]
         self.cell, self.head = getattr(nn, kind)(width, H), nn.Linear(H, 2)
         self.query = nn.Linear(H, H)
         self.start = nn.Parameter(torch.randn(1, H))
@@ -69,6 +69,8 @@ class Loop(nn.Module):
             elif self.into == "attention":
                 weights = torch.softmax(torch.einsum("bh,tbh->bt", self.query(h), memory), dim=-1)
                 now = torch.cat((now, torch.einsum("bt,tbh->bh", weights, memory)), dim=-1)
+            elif self.into == "own output":  # on which there is a loss, too
+                now = torch.cat((now, self.head(h) if k == 0 or self.between else outputs[-1]), dim=-1)
             elif self.into == "itself":
                 now = h
             states = call(k, now, states)
@@ -133,11 +135,15 @@ def test_a_loop_is_one_sequence(kind, between, which):
 
 
 @every_kind
-@pytest.mark.parametrize("into", ["fed back", "attention", "itself"])
+@pytest.mark.parametrize(
+    ("into", "between"),
+    [(into, "") for into in ("fed back", "attention", "itself", "own output")]
+    + [("fed back", "done"), ("attention", "where"), ("own output", "dropout")],
+)
 @pytest.mark.parametrize("which", ["last", "every"])
-def test_what_comes_round_outside_is_told_with_its_share(kind, into, which):
+def test_what_comes_round_outside_is_told_with_its_share(kind, into, between, which):
     """The share of G that entered through a later input: from the same loop with these inputs cut off from the graph."""
-    model = Loop(kind, into=into)
+    model = Loop(kind, between, into)
     layer = measured(model, which)
     assert layer.residual < 1e-12
     whole = {name: value.grad.clone() for name, value in model.cell.named_parameters()}
@@ -329,3 +335,72 @@ def test_calls_with_and_without_dropout_in_one_step():
         return one + layer.eval()(drawn(T, B, D, seed=2))[0].square().sum()
 
     assert flow_of(layer, loss).residual < 1e-12
+
+
+class Two(nn.Module):
+    """A stack of two cells in one loop; the upper one's output, on which there is a loss, is fed back to the lower one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.low, self.high, self.head = nn.GRUCell(D, H), nn.GRUCell(H, H), nn.Linear(H, D)
+        self.double()
+
+    def forward(self, x: Tensor, cut: str = "") -> Tensor:
+        low = high = x.new_zeros(B, H)
+        now, total = torch.zeros_like(x[0]), x.new_zeros(())
+        for target in x:
+            low = self.low(now.detach() if cut == "low" else now, low)
+            high = self.high(low, high)
+            now = self.head(high)
+            total = total + (now - target).square().sum()
+        return total
+
+
+def test_cells_that_feed_each_other_are_told_each_with_its_own_way_round():
+    model, x = Two(), drawn(T, B, D)
+    flow = flow_of(model, lambda: model(x))
+    assert flow.residual < 1e-12
+    whole = [parameter.grad.clone() for parameter in model.low.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    model(x, cut="low").backward()
+    direct = [parameter.grad for parameter in model.low.parameters() if parameter.grad is not None]
+    # With the inputs cut, what is left of the lower cell's gradient is what never went round.
+    norm = sum(float(value.square().sum()) for value in whole)
+    share = 1 - sum(float((a * b).sum()) for a, b in zip(direct, whole, strict=True)) / norm
+    np.testing.assert_allclose(flow.layers["low"].external, share, **CLOSE)
+
+
+def test_a_way_round_that_cannot_be_told_apart_is_missing():
+    """An operation of the user's own is not run a second time."""
+
+    class Doubled(torch.autograd.Function):
+        runs = 0
+
+        @staticmethod
+        def forward(ctx, value: Tensor) -> Tensor:
+            return 2 * value
+
+        @staticmethod
+        def backward(ctx, *grads: Tensor) -> Tensor:
+            Doubled.runs += 1
+            return 2 * grads[0]
+
+    torch.manual_seed(0)
+    cell = nn.GRUCell(H, H).double()
+
+    def loss(both: bool) -> Tensor:
+        state, now, total = torch.zeros(B, H, dtype=torch.float64), drawn(B, H), torch.zeros((), dtype=torch.float64)
+        for _ in range(4):
+            state = cell(now, state)
+            now: Tensor = Doubled.apply(state)  # type: ignore[assignment]
+            total = total + (now if both else state).square().sum()
+        return total
+
+    flow = flow_of(cell, lambda: loss(both=True))
+    assert Doubled.runs == 4
+    assert flow.layers["rnn"].external is None
+    assert any(each.field == "layers.rnn.external" for each in flow.missing)
+    told = flow_of(cell, lambda: loss(both=False))
+    assert told.layers["rnn"].external is not None
+    assert not any(each.field == "layers.rnn.external" for each in told.missing)

@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from throughtime import own
-from throughtime.calls import Call, Form, Shared, edge_of, edges_of, hook
+from throughtime.calls import INPUT, Call, Form, Shared, edge_of, edges_of, hook
 from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors
 from throughtime.cells.lstm_projected import LSTMProjected
-from throughtime.chains import external, link, runs_of
+from throughtime.chains import Ways, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
@@ -72,7 +71,7 @@ class Record:
         self._bare = isinstance(model, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(model)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
-        self._walked: set[Node] = set()
+        self._ways: dict[str, Ways] = {}
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -81,6 +80,7 @@ class Record:
             raise RecordError("a record that is already open", "one `with` block at a time", "make a new tt.record")
         self.calls.clear()
         self._refused.clear()
+        self._ways.clear()
         for name, layer in self.layers.items():
             if isinstance(layer, nn.RNNCellBase):
                 self._handles += _around(layer, name, self._running)
@@ -94,9 +94,11 @@ class Record:
         assert self._mode is not None
         self._mode.__exit__(*error)
         self._mode = None
-        self._walked.clear()
-        for call in self.calls:
-            call.ends.clear()  # which hold the graph
+        for ways in self._ways.values():
+            ways.close()
+        for call in self.calls:  # which hold the graph
+            call.ends.clear()
+            call.sent_to_input = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -150,9 +152,12 @@ class Record:
             ends=[edge_of(state) for state in (made if form.single else made[1:])],
             told=told,
         )
-        mine = [each for each in self.calls if each.layer == started.layer]
-        link(call, initial, mine)
-        self._handles += external(call, x, mine, self._walked)
+        ways = self._ways.setdefault(started.layer, Ways())
+        link(call, initial, [each for each in self.calls if each.layer == started.layer])
+        self._handles += ways.behind(call, x)
+        ways.add(call)
+        if call.sent_to_input is not None:
+            targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
         self._handles += hook(call, made, targets, stops)
 
@@ -246,7 +251,8 @@ class Record:
         for trace in chain.from_iterable(made):
             by_name.setdefault(trace.name, []).append(trace)
         # What autograd gave the weights is the calls' sum already, in each of them.
-        return [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
+        whole = [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
+        return [replace(trace, external=None) for trace in whole] if self._ways[layer].lost else whole
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
@@ -264,9 +270,10 @@ class Record:
         silent = tuple(
             Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached
         )
-        return replace(
-            flow, missing=(*flow.missing, *silent, *(Missing(f"layers.{name}", other) for name in sorted(again)))
-        )
+        around = "an operation between its states and its later inputs could not run again on its part of the gradient"
+        lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
+        told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
+        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
 
 
 @dataclass
