@@ -30,13 +30,12 @@ SAME_ORDER = {  # operations that leave every entry where it is, in a flattened 
 FARTHEST = 64  # operations between two states that are looked through
 
 
-def link(call: Call, initial: list[Tensor], earlier: list[Call]) -> None:
-    """Find the call whose states this one was given."""
+def link(call: Call, initial: list[Tensor], open_ends: dict[int, Call]) -> None:
+    """Find the call whose states this one was given, among earlier ones that no call follows yet (by id, in order)."""
     if call.form.directions > 1 or not all(state.requires_grad for state in initial):
         return
-    taken = {id(each.follows) for each in earlier}
-    for before in reversed(earlier):
-        if id(before) in taken or before.form.batch_sizes is not None or len(before.ends) != len(initial):
+    for before in reversed(open_ends.values()):
+        if before.form.batch_sizes is not None or len(before.ends) != len(initial):
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
             continue
@@ -45,7 +44,7 @@ def link(call: Call, initial: list[Tensor], earlier: list[Call]) -> None:
         ]
         found = [factor for factor in factors if factor is not None]
         if len(found) == len(initial):
-            call.follows = before
+            call.follows = open_ends.pop(id(before))
             call.between = [factor.detach().clone() for factor in found]
             return
 
@@ -97,11 +96,12 @@ class Ways:
     Only what a call sends to its input goes this way: an operation on it may pass on other gradients too (a loss on an
     output that is fed back, the way of the states themselves), and then runs once more on this part alone.
 
-    lost: whether some operation could not run again, so that the part is not known.
+    lost: whether some operation could not run again, so that the part is not known. open_ends: calls that none follows.
     """
 
     def __init__(self) -> None:
         self.lost = False
+        self.open_ends: dict[int, Call] = {}
         self._calls: dict[Edge, tuple[Call, int]] = {}
         self._makers: set[Node] = set()
         self._leads: dict[Node, bool] = {}  # operations seen so far: whether a state lies behind
@@ -109,11 +109,12 @@ class Ways:
 
     def close(self) -> None:
         """Let go of the graph."""
-        for held in (self._calls, self._makers, self._leads, self._arrived):
+        for held in (self.open_ends, self._calls, self._makers, self._leads, self._arrived):
             held.clear()
 
     def add(self, call: Call) -> None:
         """Know the states that a call made, for the inputs of later ones."""
+        self.open_ends[id(call)] = call
         for place, edge in enumerate(call.ends):
             self._calls[edge] = call, place
             if edge[0] is not None:

@@ -153,7 +153,7 @@ class Record:
             told=told,
         )
         ways = self._ways.setdefault(started.layer, Ways())
-        link(call, initial, [each for each in self.calls if each.layer == started.layer])
+        link(call, initial, ways.open_ends)
         self._handles += ways.behind(call, x)
         ways.add(call)
         if call.sent_to_input is not None:
