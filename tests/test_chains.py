@@ -40,7 +40,7 @@ class Loop(nn.Module):
         super().__init__()
         torch.manual_seed(5)
         self.between, self.into = between, into
-        width = {"": D, "fed back": D + H, "attention": D + H, "itself": H}[into]
+        width = {"": D, "fed back": D + H, "attention": D + H, "itself": H, "own output": D + 2}[into]
         self.cell, self.head = getattr(nn, kind)(width, H), nn.Linear(H, 2)
         self.query = nn.Linear(H, H)
         self.start = nn.Parameter(torch.randn(1, H))
@@ -69,6 +69,8 @@ class Loop(nn.Module):
             elif self.into == "attention":
                 weights = torch.softmax(torch.einsum("bh,tbh->bt", self.query(h), memory), dim=-1)
                 now = torch.cat((now, torch.einsum("bt,tbh->bh", weights, memory)), dim=-1)
+            elif self.into == "own output":  # on which there is a loss, too
+                now = torch.cat((now, self.head(h) if k == 0 or self.between else outputs[-1]), dim=-1)
             elif self.into == "itself":
                 now = h
             states = call(k, now, states)
@@ -133,11 +135,15 @@ def test_a_loop_is_one_sequence(kind, between, which):
 
 
 @every_kind
-@pytest.mark.parametrize("into", ["fed back", "attention", "itself"])
+@pytest.mark.parametrize(
+    ("into", "between"),
+    [(into, "") for into in ("fed back", "attention", "itself", "own output")]
+    + [("fed back", "done"), ("attention", "where"), ("own output", "dropout")],
+)
 @pytest.mark.parametrize("which", ["last", "every"])
-def test_what_comes_round_outside_is_told_with_its_share(kind, into, which):
+def test_what_comes_round_outside_is_told_with_its_share(kind, into, between, which):
     """The share of G that entered through a later input: from the same loop with these inputs cut off from the graph."""
-    model = Loop(kind, into=into)
+    model = Loop(kind, between, into)
     layer = measured(model, which)
     assert layer.residual < 1e-12
     whole = {name: value.grad.clone() for name, value in model.cell.named_parameters()}
@@ -249,3 +255,152 @@ def test_the_loop_is_left_as_it_was(kind):
     assert not model.cell._forward_hooks
     assert not model.cell._forward_pre_hooks
     assert record.flow(demand=False).residual < 1e-12
+
+
+def flow_of(model: nn.Module, loss: Callable[[], Tensor]) -> tt.Flow:
+    with tt.record(model) as record:
+        loss().backward()
+    return record.flow(demand=False)
+
+
+@every_kind
+@pytest.mark.parametrize("change", ["added", "noise", "merged", "one of two with resets"])
+def test_states_that_are_changed_between_steps(kind, change):
+    """What is added to a state is part of the sequence, and sequences with and without a change are told together."""
+    torch.manual_seed(0)
+    cell = getattr(nn, kind)(D, H).double()
+
+    def each(states: Tensor | tuple[Tensor, ...], function: Callable[[Tensor], Tensor]):
+        return tuple(map(function, states)) if isinstance(states, tuple) else function(states)
+
+    def loss() -> Tensor:
+        one = other = None
+        total = torch.zeros((), dtype=torch.float64)
+        for k, now in enumerate(drawn(T, B, D)):
+            if change == "one of two with resets" or (change == "merged" and k < 3):
+                other = cell(2 * now, other)
+                total = total + (first(other) * drawn(B, H, seed=k)).sum()
+            if k and change == "added":
+                one = each(one, lambda state: state + 1.0)
+            elif k and change == "noise":
+                one = each(one, lambda state: state + torch.randn_like(state))
+            elif k == 3 and change == "merged":
+                one = tuple(a + b for a, b in zip(one, other, strict=True)) if kind == "LSTMCell" else one + other
+            elif k and change == "one of two with resets":
+                one = each(one, lambda state, k=k: state * (1 - DONE[k]))
+            one = cell(now, one)
+            total = total + first(one).square().sum()
+        return total
+
+    def first(states: Tensor | tuple[Tensor, ...]) -> Tensor:
+        return states[0] if isinstance(states, tuple) else states
+
+    assert flow_of(cell, loss).residual < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("change", ["reset", "added"])
+def test_windows_of_a_stack_whose_states_are_changed(kind, change):
+    """One sequence through the whole stack; what was reset carries nothing back into the window before."""
+    torch.manual_seed(0)
+    layer = getattr(nn, kind)(D, H, 2).double()
+    keep = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)[:, None]
+
+    def run(x: Tensor) -> Tensor:
+        states, outputs = None, []
+        for part in x.split(4):
+            output, states = layer(part, states)
+            outputs.append(output)
+            by = {"reset": lambda state: state * keep, "added": lambda state: state + 1}[change]
+            states = tuple(map(by, states)) if isinstance(states, tuple) else by(states)
+        return torch.cat(outputs)
+
+    x = drawn(T, B, D).requires_grad_()
+    flow = flow_of(layer, lambda: run(x)[-1].square().sum())
+    assert flow.residual < 1e-12
+    assert (flow.layers["rnn"].steps, flow.layers["rnn"].lag) == (T, "total")
+    kept = flow_of(layer, lambda: run(x)[-1, ::2].square().sum()).layers["rnn"]
+    assert kept.parameters["rnn.weight_ih_l0"].log10_norm[4] > -20
+    if change == "reset":  # nothing of the sequences that were reset goes further back than their window
+        gone = flow_of(layer, lambda: run(x)[-1, 1::2].square().sum()).layers["rnn"]
+        assert gone.parameters["rnn.weight_ih_l0"].log10_norm[4] == -np.inf
+
+
+def test_calls_with_and_without_dropout_in_one_step():
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H, 2, dropout=0.5).double()
+
+    def loss() -> Tensor:
+        one = layer.train()(drawn(T, B, D))[0].square().sum()
+        return one + layer.eval()(drawn(T, B, D, seed=2))[0].square().sum()
+
+    assert flow_of(layer, loss).residual < 1e-12
+
+
+class Two(nn.Module):
+    """A stack of two cells in one loop; the upper one's output, on which there is a loss, is fed back to the lower one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.low, self.high, self.head = nn.GRUCell(D, H), nn.GRUCell(H, H), nn.Linear(H, D)
+        self.double()
+
+    def forward(self, x: Tensor, cut: str = "") -> Tensor:
+        low = high = x.new_zeros(B, H)
+        now, total = torch.zeros_like(x[0]), x.new_zeros(())
+        for target in x:
+            low = self.low(now.detach() if cut == "low" else now, low)
+            high = self.high(low, high)
+            now = self.head(high)
+            total = total + (now - target).square().sum()
+        return total
+
+
+def test_cells_that_feed_each_other_are_told_each_with_its_own_way_round():
+    model, x = Two(), drawn(T, B, D)
+    flow = flow_of(model, lambda: model(x))
+    assert flow.residual < 1e-12
+    whole = [parameter.grad.clone() for parameter in model.low.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    model(x, cut="low").backward()
+    direct = [parameter.grad for parameter in model.low.parameters() if parameter.grad is not None]
+    # With the inputs cut, what is left of the lower cell's gradient is what never went round.
+    norm = sum(float(value.square().sum()) for value in whole)
+    share = 1 - sum(float((a * b).sum()) for a, b in zip(direct, whole, strict=True)) / norm
+    np.testing.assert_allclose(flow.layers["low"].external, share, **CLOSE)
+
+
+def test_a_way_round_that_cannot_be_told_apart_is_missing():
+    """An operation of the user's own is not run a second time."""
+
+    class Doubled(torch.autograd.Function):
+        runs = 0
+
+        @staticmethod
+        def forward(ctx, value: Tensor) -> Tensor:
+            return 2 * value
+
+        @staticmethod
+        def backward(ctx, *grads: Tensor) -> Tensor:
+            Doubled.runs += 1
+            return 2 * grads[0]
+
+    torch.manual_seed(0)
+    cell = nn.GRUCell(H, H).double()
+
+    def loss(both: bool) -> Tensor:
+        state, now, total = torch.zeros(B, H, dtype=torch.float64), drawn(B, H), torch.zeros((), dtype=torch.float64)
+        for _ in range(4):
+            state = cell(now, state)
+            now: Tensor = Doubled.apply(state)  # type: ignore[assignment]
+            total = total + (now if both else state).square().sum()
+        return total
+
+    flow = flow_of(cell, lambda: loss(both=True))
+    assert Doubled.runs == 4
+    assert flow.layers["rnn"].external is None
+    assert any(each.field == "layers.rnn.external" for each in flow.missing)
+    told = flow_of(cell, lambda: loss(both=False))
+    assert told.layers["rnn"].external is not None
+    assert not any(each.field == "layers.rnn.external" for each in told.missing)

@@ -8,7 +8,7 @@ last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from throughtime.cells.cell import Cell, Tensors
 from throughtime.errors import InputError, RecordError, UnsupportedError
 
 Edge = tuple[Node | None, int]
+INPUT = ""  # the target that stands for a call's input
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Call:
     ends: the edges of the states that it made, until the block ends; told: whether the gradients at the given ones can
     be read. follows: the call whose states it was given, and between: for each state, what it was multiplied by on the way.
     external: by place of a state, the gradient that reaches it through what feeds later inputs of the layer; fed: the call
-    and place of the state that is this call's very input.
+    and place of the state that is this call's very input. sent_to_input: is told what goes to the input, where it matters.
     """
 
     layer: str
@@ -106,6 +107,7 @@ class Call:
     between: list[Tensor] = field(default_factory=list)
     external: dict[int, Tensor] = field(default_factory=dict)
     fed: tuple[Call, int] | None = None
+    sent_to_input: Callable[[Tensor], None] | None = None
     passes: dict[int, Pass] = field(default_factory=dict)
 
     def receive(self, grad: Tensor) -> Pass | None:
@@ -120,9 +122,13 @@ class Call:
         return None if found.batched else found
 
     def add(self, target: str | int, grad: Tensor) -> None:
-        """Note what a node sends to a weight (its name), an initial state (its place) or a result (−1 − its place)."""
+        """Note what a node sends to a weight (its name), an initial state (its place), a result (−1 − its place), INPUT."""
         now = self.receive(grad)
         if now is None:
+            return
+        if target == INPUT:
+            if self.sent_to_input is not None:
+                self.sent_to_input(grad)
             return
         sums: dict[Any, Tensor] = now.initial
         if isinstance(target, int) and target < 0:

@@ -7,20 +7,21 @@ layer (an output fed back, attention), is kept apart as external.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.calls import Call, Edge, edge_of
 from throughtime.cells.cell import Pulled, Weights
 from throughtime.errors import UnsupportedError
-from throughtime.runs import Run, besides, run_of
+from throughtime.runs import NOTHING, Run, besides, run_of
 
 SAME_ORDER = {  # operations that leave every entry where it is, in a flattened tensor
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
@@ -29,13 +30,12 @@ SAME_ORDER = {  # operations that leave every entry where it is, in a flattened 
 FARTHEST = 64  # operations between two states that are looked through
 
 
-def link(call: Call, initial: list[Tensor], earlier: list[Call]) -> None:
-    """Find the call whose states this one was given."""
+def link(call: Call, initial: list[Tensor], open_ends: dict[int, Call]) -> None:
+    """Find the call whose states this one was given, among earlier ones that no call follows yet (by id, in order)."""
     if call.form.directions > 1 or not all(state.requires_grad for state in initial):
         return
-    taken = {id(each.follows) for each in earlier}
-    for before in reversed(earlier):
-        if id(before) in taken or before.form.batch_sizes is not None or len(before.ends) != len(initial):
+    for before in reversed(open_ends.values()):
+        if before.form.batch_sizes is not None or len(before.ends) != len(initial):
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
             continue
@@ -44,7 +44,7 @@ def link(call: Call, initial: list[Tensor], earlier: list[Call]) -> None:
         ]
         found = [factor for factor in factors if factor is not None]
         if len(found) == len(initial):
-            call.follows = before
+            call.follows = open_ends.pop(id(before))
             call.between = [factor.detach().clone() for factor in found]
             return
 
@@ -90,53 +90,145 @@ def _rows(value: Tensor, state: Tensor) -> Tensor:
     return value.expand(state.shape)
 
 
-def external(call: Call, x: Tensor, earlier: list[Call], walked: set[Node]) -> Iterator[RemovableHandle]:
-    """Hooks that read what the operations behind an input send to states of earlier calls of the layer.
+class Ways:
+    """The ways round outside a layer: from an input of a call, through the user's operations, to states of earlier calls.
 
-    walked: operations that an earlier input has shown; each is looked at once.
+    Only what a call sends to its input goes this way: an operation on it may pass on other gradients too (a loss on an
+    output that is fed back, the way of the states themselves), and then runs once more on this part alone.
+
+    lost: whether some operation could not run again, so that the part is not known. open_ends: calls that none follows.
     """
-    if not x.requires_grad or not earlier:
-        return
-    ends = {edge: (each, place) for each in earlier for place, edge in enumerate(each.ends)}
-    nodes = {edge[0] for edge in ends}
-    call.fed = ends.get(edge_of(x))
-    start = edge_of(x)[0]
-    waiting = [] if start is None or start in nodes or start in walked else [start]
-    walked.update(waiting)
-    while waiting:
-        node = waiting.pop()
-        found = {place: ends[edge] for place, edge in enumerate(node.next_functions) if edge in ends}
-        if found:
 
-            def at_node(grads: tuple[Tensor | None, ...], _: Any, found: dict[int, Any] = found) -> None:
-                for place, (into, state) in found.items():
-                    grad = grads[place]
-                    if grad is not None:
-                        sent = grad.detach().to(torch.promote_types(grad.dtype, torch.float32), copy=True)
-                        into.external[state] = into.external[state] + sent if state in into.external else sent
+    def __init__(self) -> None:
+        self.lost = False
+        self.open_ends: dict[int, Call] = {}
+        self._calls: dict[Edge, tuple[Call, int]] = {}
+        self._makers: set[Node] = set()
+        self._leads: dict[Node, bool] = {}  # operations seen so far: whether a state lies behind
+        self._arrived: dict[tuple[int, Node], dict[int, Tensor]] = {}
 
-            yield node.register_hook(at_node)
-        for following, _ in node.next_functions:
-            if following is not None and following not in nodes and following not in walked:
-                walked.add(following)
-                waiting.append(following)
+    def close(self) -> None:
+        """Let go of the graph."""
+        for held in (self.open_ends, self._calls, self._makers, self._leads, self._arrived):
+            held.clear()
+
+    def add(self, call: Call) -> None:
+        """Know the states that a call made, for the inputs of later ones."""
+        self.open_ends[id(call)] = call
+        for place, edge in enumerate(call.ends):
+            self._calls[edge] = call, place
+            if edge[0] is not None:
+                self._makers.add(edge[0])
+
+    def behind(self, call: Call, x: Tensor) -> Iterator[RemovableHandle]:
+        """Hooks on the operations between the call's input and states; sets `call.fed` and `call.sent_to_input`."""
+        if not x.requires_grad or not self._calls:
+            return
+        node, number = edge = edge_of(x)
+        call.fed = self._calls.get(edge)
+        if node is None or node in self._makers:
+            return
+        yield from self._walk(node)
+        if self._leads[node]:
+            call.sent_to_input = lambda grad: self._arrive(node, number, grad.detach().clone())
+
+    def _walk(self, start: Node) -> Iterator[RemovableHandle]:
+        waiting = [start]
+        while waiting:
+            node = waiting[-1]
+            following = [(place, edge) for place, edge in enumerate(node.next_functions) if edge[0] is not None]
+            if node not in self._leads:
+                self._leads[node] = False
+                waiting += [
+                    edge[0]
+                    for _, edge in following
+                    if edge[0] is not None and edge[0] not in self._makers and edge[0] not in self._leads
+                ]
+                continue
+            waiting.pop()
+            onward = [
+                (place, edge)
+                for place, edge in following
+                if edge in self._calls or (edge[0] is not None and self._leads.get(edge[0]))
+            ]
+            if onward and not self._leads[node]:
+                self._leads[node] = True
+                yield self._listen(node, onward)
+
+    def _listen(self, node: Node, onward: list[tuple[int, Edge]]) -> RemovableHandle:
+        def at_node(sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> None:
+            arrived = self._arrived.pop((torch._C._current_graph_task_id(), node), None)
+            if arrived is None:
+                return
+            parts = _passed_on(node, arrived, sent, received)
+            self.lost |= parts is None
+            for place, edge in onward if parts else ():
+                part = parts[place] if parts else None
+                if part is None:
+                    continue
+                if edge in self._calls:
+                    call, state = self._calls[edge]
+                    wide = part.detach().to(torch.promote_types(part.dtype, torch.float32), copy=True)
+                    call.external[state] = call.external[state] + wide if state in call.external else wide
+                elif edge[0] is not None:
+                    self._arrive(edge[0], edge[1], part.detach().clone())
+
+        return node.register_hook(at_node)
+
+    def _arrive(self, node: Node, number: int, part: Tensor) -> None:
+        """Add to what reaches an output of an operation in the pass that is running."""
+        there = self._arrived.setdefault((torch._C._current_graph_task_id(), node), {})
+        there[number] = there[number] + part if number in there else part
+
+
+def _passed_on(
+    node: Node, arrived: dict[int, Tensor], sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]
+) -> Sequence[Tensor | None] | None:
+    """What an operation sends on of a part of what it received; None where it cannot be known."""
+    parts = [arrived.get(number) for number in range(len(received))]
+    if all(_same(part, whole) for part, whole in zip(parts, received, strict=True)):
+        return sent
+    if isinstance(node, BackwardCFunction) or torch.is_grad_enabled():  # the user's own code is not run twice
+        return None
+    given = [
+        part if part is None or whole is None else part.to(whole.dtype).reshape(whole.shape)
+        for part, whole in zip(parts, received, strict=True)
+    ]
+    operation: Any = node
+    try:
+        again = operation(*given)
+    except Exception:  # saved tensors that can be read once only, as under a checkpoint
+        return None
+    return again if isinstance(again, tuple) else (again,)
+
+
+def _same(part: Tensor | None, whole: Tensor | None) -> bool:
+    if part is None or whole is None:
+        return part is whole
+    close = float((whole - part.reshape(whole.shape)).norm()) <= NOTHING.get(whole.dtype, 2e-2) * float(whole.norm())
+    return close
 
 
 def runs_of(calls: list[Call]) -> list[Run]:
     """The calls of one layer as runs, each a chain of calls in order."""
     following = {id(call.follows): call for call in calls if call.follows is not None}
-    firsts = [call for call in calls if call.follows is None or call.follows not in calls]
+    made = {id(call): run_of(call) for call in calls}
+    if any(run.masks for run in made.values()):  # a call without dropout beside one with it
+        made = {
+            key: run if run.masks else replace(run, masks=[torch.ones_like(value) for value in run.outputs[:-1]])
+            for key, run in made.items()
+        }
+    firsts = [call for call in calls if call.follows is None or id(call.follows) not in made]
     out = []
     for call in firsts:
         chain = [call]
         while (after := following.get(id(chain[-1]))) is not None:
             chain.append(after)
-        out.append(_chained(chain))
+        out.append(_chained(chain, [made[id(call)] for call in chain]))
     return out
 
 
-def _chained(chain: list[Call]) -> Run:
-    runs = [run_of(call) for call in chain]
+def _chained(chain: list[Call], runs: list[Run]) -> Run:
     first, last = runs[0], runs[-1]
     if len(runs) == 1:
         return first

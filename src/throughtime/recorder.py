@@ -11,21 +11,22 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from throughtime import own
-from throughtime.calls import Call, Form, Shared, edge_of, edges_of, hook
+from throughtime.calls import INPUT, Call, Form, Shared, edge_of, edges_of, hook
 from throughtime.cells import GRU, LSTM, RNN
+from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors
 from throughtime.cells.lstm_projected import LSTMProjected
-from throughtime.chains import external, link, runs_of
+from throughtime.chains import Ways, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
@@ -70,7 +71,7 @@ class Record:
         self._bare = isinstance(model, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(model)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
-        self._walked: set[Node] = set()
+        self._ways: dict[str, Ways] = {}
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -79,6 +80,7 @@ class Record:
             raise RecordError("a record that is already open", "one `with` block at a time", "make a new tt.record")
         self.calls.clear()
         self._refused.clear()
+        self._ways.clear()
         for name, layer in self.layers.items():
             if own.registered(layer):
                 self._handles += self._own(name, layer)
@@ -92,9 +94,11 @@ class Record:
         assert self._mode is not None
         self._mode.__exit__(*error)
         self._mode = None
-        self._walked.clear()
-        for call in self.calls:
-            call.ends.clear()  # which hold the graph
+        for ways in self._ways.values():
+            ways.close()
+        for call in self.calls:  # which hold the graph
+            call.ends.clear()
+            call.sent_to_input = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -148,9 +152,12 @@ class Record:
             ends=[edge_of(state) for state in (made if form.single else made[1:])],
             told=told,
         )
-        mine = [each for each in self.calls if each.layer == started.layer]
-        link(call, initial, mine)
-        self._handles += external(call, x, mine, self._walked)
+        ways = self._ways.setdefault(started.layer, Ways())
+        link(call, initial, ways.open_ends)
+        self._handles += ways.behind(call, x)
+        ways.add(call)
+        if call.sent_to_input is not None:
+            targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
         self._handles += hook(call, made, targets, stops)
 
@@ -235,12 +242,17 @@ class Record:
                 "the same weights in all of them",
                 "record one optimizer step at a time",
             )
+        runs = runs_of(calls)
+        made = [traces_of(run) for run in runs]
+        kinds = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
+        if len(set(kinds)) > 1:  # to be joined they need one cell
+            made = [traces_of(replace(run, passed=True)) for run in runs]
         by_name: dict[str, list[Trace]] = {}
-        for run in runs_of(calls):
-            for trace in traces_of(run):
-                by_name.setdefault(trace.name, []).append(trace)
+        for trace in chain.from_iterable(made):
+            by_name.setdefault(trace.name, []).append(trace)
         # What autograd gave the weights is the calls' sum already, in each of them.
-        return [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
+        whole = [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
+        return [replace(trace, external=None) for trace in whole] if self._ways[layer].lost else whole
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
@@ -258,9 +270,10 @@ class Record:
         silent = tuple(
             Missing(f"layers.{name}", "no gradient reached it in the recorded step") for name in self.unreached
         )
-        return replace(
-            flow, missing=(*flow.missing, *silent, *(Missing(f"layers.{name}", other) for name in sorted(again)))
-        )
+        around = "an operation between its states and its later inputs could not run again on its part of the gradient"
+        lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
+        told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
+        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
 
 
 @dataclass

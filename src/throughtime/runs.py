@@ -15,7 +15,7 @@ from torch import Tensor
 
 from throughtime.calls import Call, Form, check
 from throughtime.cells.between import Between
-from throughtime.cells.cell import Tensors, Weights
+from throughtime.cells.cell import Cell, Tensors, Weights
 from throughtime.cells.stack import Stack
 from throughtime.errors import RecordError
 from throughtime.linearize import Linearization
@@ -244,8 +244,11 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         assert outside is not None
         outside[step] += torch.cat([state[place] for state in states], dim=-1)
     cell, noise = form.cell, None
-    if run.passed:
-        cell, noise = Between(form.cell, into.shape[-1]), _noise(run, carries, place)
+    between = _noise(run, carries, place) if run.starts or run.passed else None
+    if between is not None and (
+        run.passed or float(between.chunk(2, dim=-1)[1].abs().max()) > SAME.get(run.dtype, 5e-2)
+    ):
+        cell, noise = Between(form.cell, into.shape[-1]), between
     if isinstance(form.cell, OwnCell):
         before = carries[:-1]
         if noise is not None:
@@ -319,22 +322,30 @@ def _whole(run: Run, parts: list[Trace]) -> Trace:
         for layer, into in enumerate(gradient):
             into[last if step < 0 else step, sequences] += beside([state[layer] for state in states])
     starts = [part.initial_gradient for part in parts if part.initial_gradient is not None]
+    outside = [part.external for part in parts if part.external is not None]
+    cell: Cell = Stack(
+        (run.form.cell,) * len(parts),
+        tuple(part.carries.shape[-1] for part in parts),
+        first.x.shape[-1],
+        bool(run.masks),
+    )
+    noise = list(run.masks)
+    if any(part.noise is not None for part in parts):  # what the states pass through on their way into a later call
+        passed = [_noise(run, part.carries, place).chunk(2, dim=-1) for place, part in enumerate(parts)]
+        cell = Between(cell, first.x.shape[-1])
+        noise += [beside([mask for mask, _ in passed]), beside([shift for _, shift in passed])]
     return replace(
         first,
         name=run.layer,
-        cell=Stack(
-            tuple(part.cell for part in parts),
-            tuple(part.carries.shape[-1] for part in parts),
-            first.x.shape[-1],
-            bool(run.masks),
-        ),
+        cell=cell,
         weights=Weights(**{f"l{k}.{n}": v for k, part in enumerate(parts) for n, v in part.weights.tensors().items()}),
         carries=beside([part.carries for part in parts]),
         gradient=beside([*gradient, parts[-1].gradient]),
         weight_gradients={f"l{k}.{n}": v for k, part in enumerate(parts) for n, v in part.weight_gradients.items()},
         initial_gradient=beside(starts) if len(starts) == len(parts) else None,
         names={f"l{k}.{n}": name for k, part in enumerate(parts) for n, name in part.names.items()},
-        noise=beside(run.masks) if run.masks else None,
+        noise=beside(noise) if noise else None,
+        external=beside(outside) if outside else None,
         lag="total",
         no_demand=None,
     )
