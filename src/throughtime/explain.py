@@ -125,7 +125,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         log10 = float(np.log10(size)) if size else -np.inf
         tail = Tail(first, ledger.tail_share, log10, None if by_hand else asked.tolerance)
     demand = None
-    if asked.demand is not None and trace.no_demand is None:
+    if asked.demand is not None and not trace.inner:
         source = trace.x if trace.source is None else trace.source
         demand = measure(trace.at_output, source, method=asked.demand, lengths=trace.ends())
     horizon, cancellation = ledger.horizon(), ledger.cancellation()
@@ -177,6 +177,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         bare=trace.bare,
         sequence=None if trace.cell.compound or trace.noise is not None else _sequence(trace, adjoint),
         reverse=trace.reverse,
+        inner=trace.inner,
         module=trace.module or trace.name,
         external=_external(lin, reference),
         weights={} if trace.cell.compound else _weights(trace),
@@ -216,7 +217,7 @@ def _left_out(trace: Trace, asked: _Asked) -> list[Missing]:
         "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
         "cosine": "told where the bias is" if asked.bias != "all" else "",
         "units.timescale": "the cell has no gate on its carry" if not carry else "",
-        "demand": "not asked for" if asked.demand is None else trace.no_demand or "",
+        "demand": "not asked for" if asked.demand is None else "told for the whole stack" if trace.inner else "",
         "gates": parts,
         "units": parts,
     }

@@ -161,6 +161,7 @@ class LayerFlow:
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
     None where nothing does; its lags are counted from where it enters again. module: the module that it is part of.
+    inner: whether demand is told for the whole stack and not here.
     """
 
     name: str
@@ -198,6 +199,7 @@ class LayerFlow:
     reverse: bool = False
     external: float | None = None
     module: str = ""
+    inner: bool = False
     sequence: Sequence | None = field(default=None, repr=False)
 
     @property

@@ -258,7 +258,7 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     several = form.layers > 1
     alone = form.layers * form.directions == 1
     end = "" if alone else f".l{layer}{'_reverse' if direction else ''}"
-    demand = "told for the whole stack" if several and (form.directions == 1 or layer < form.layers - 1) else None
+    inner = several and (form.directions == 1 or layer < form.layers - 1)
     source = None
     if several and form.directions == 2 and layer == form.layers - 1:
         source = flipped(run.x, run.lengths) if direction else run.x
@@ -280,7 +280,7 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         lag="within-layer" if several else "total",
         reverse=bool(direction),
         source=source,
-        no_demand=demand,
+        inner=inner,
         noise=noise,
         external=outside,
     )
@@ -347,7 +347,7 @@ def _whole(run: Run, parts: list[Trace]) -> Trace:
         noise=beside(noise) if noise else None,
         external=beside(outside) if outside else None,
         lag="total",
-        no_demand=None,
+        inner=False,
     )
 
 

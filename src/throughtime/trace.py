@@ -23,7 +23,7 @@ class Trace:
     lengths: (B,) steps of each sequence where they differ: what follows is padding. noise: (T, B, M), what a cell reads
     beside its input (masks of dropout), or None. lag: "total", or "within-layer" where other layers carry the gradient
     too. reverse: whether time runs backwards: a lag is then a number of steps ahead. source: the input by which demand is
-    judged, where it is not x; no_demand: why none is, or None. external: (T, B, C), the part of the gradient that came
+    judged, where it is not x; inner: whether demand is told for the whole stack, and not here. external: (T, B, C), the part of the gradient that came
     round outside the layer, or None. module: the module that the layer is part of, where it is not `name`.
     """
 
@@ -43,7 +43,7 @@ class Trace:
     lag: str = "total"
     reverse: bool = False
     source: Tensor | None = None
-    no_demand: str | None = None
+    inner: bool = False
     external: Tensor | None = None
     module: str | None = None
 

@@ -78,8 +78,6 @@ def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) 
     with np.errstate(divide="ignore"):
         merged = top[:, 0] + 0.5 * np.log10(np.mean(10.0 ** (2 * (by_sequence - top)), axis=1))
     told = {field: reason for field, reason in reasons.items() if not (noise and field == "signal_to_noise")}
-    part = any(each.field == "demand" and "whole stack" in each.reason for each in layer.missing)
-    told = {field: reason for field, reason in told.items() if not (part and field == "demand")}
     kept = tuple(each for each in layer.missing if each.field not in told)
     return replace(
         layer,

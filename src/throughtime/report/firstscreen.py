@@ -58,7 +58,8 @@ def main_layer(report: Report) -> LayerFlow:
     needs = [needed for needed in report.needed if needed.lags and needed.layer in report.flow.layers]
     if needs:
         return report.flow.layers[max(needs, key=lambda needed: needed.farthest or 0).layer]
-    return next(iter(report.flow.layers.values()))
+    layers = list(report.flow.layers.values())
+    return next((layer for layer in layers if not layer.inner), layers[0])
 
 
 def story(report: Report) -> list[Row]:

@@ -35,8 +35,12 @@ def render_report(report: Report) -> RenderableType:
     screen = Table.grid(padding=(0, 2))
     screen.add_column(justify="right", no_wrap=True)
     screen.add_column()
-    previous = ""
+    previous, layers, inner = "", iter(report.needed), False
     for label, sentence in headline(report):
+        if label == "needed":
+            inner = report.flow.layers[next(layers).layer].inner
+        if inner and label in ("needed", "reached"):  # told for the whole stack; the layer's own table follows
+            continue
         screen.add_row(Text("" if label == previous else label, STYLES[label]), Text(sentence))
         previous = label
     parts: list[RenderableType] = [screen]
