@@ -23,8 +23,9 @@ class Trace:
     lengths: (B,) steps of each sequence where they differ: what follows is padding. noise: (T, B, M), what a cell reads
     beside its input (masks of dropout), or None. lag: "total", or "within-layer" where other layers carry the gradient
     too. reverse: whether time runs backwards: a lag is then a number of steps ahead. source: the input by which demand is
-    judged, where it is not x; inner: whether demand is told for the whole stack, and not here. external: (T, B, C), the part of the gradient that came
-    round outside the layer, or None. module: the module that the layer is part of, where it is not `name`.
+    judged, where it is not x; inner: whether demand is told for the whole stack, and not here. external: (T, B, C), the part
+    of the gradient that came round outside the layer, or None. module: the module that the layer is part of, where it is
+    not `name`.
     """
 
     name: str
