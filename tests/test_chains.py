@@ -404,3 +404,64 @@ def test_a_way_round_that_cannot_be_told_apart_is_missing():
     told = flow_of(cell, lambda: loss(both=False))
     assert told.layers["rnn"].external is not None
     assert not any(each.field == "layers.rnn.external" for each in told.missing)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("way", ["read out", "directly", "batch first", "without states", "packed"])
+def test_a_layer_that_is_fed_its_own_output(kind, depth, way):
+    """Windows whose input is made of the outputs before: the share that comes round, by the same with inputs cut off."""
+    torch.manual_seed(0)
+    width = H if way == "directly" else D
+    layer, head = (
+        getattr(nn, kind)(width, H, depth, batch_first=way == "batch first").double(),
+        nn.Linear(H, D).double(),
+    )
+
+    def loss(cut: bool) -> Tensor:
+        now, states, total = drawn(3, B, width), None, torch.zeros((), dtype=torch.float64)
+        for place in range(3):
+            now = now.detach() if cut else now
+            if way == "packed":
+                packed = torch.nn.utils.rnn.pack_padded_sequence(now, [3, 2, 2, 1])
+                made, states = torch.nn.utils.rnn.pad_packed_sequence(layer(packed)[0])[0], None
+            else:
+                made, states = layer(now, None if way == "without states" else states)
+            now = made if way == "directly" else head(made)
+            total = total + (now * drawn(*now.shape, seed=place)).square().sum()
+        return total
+
+    told = flow_of(layer, lambda: loss(cut=False)).layers["rnn"]
+    assert told.residual < 1e-12
+    whole = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
+    layer.zero_grad()
+    loss(cut=True).backward()
+    direct = [parameter.grad for parameter in layer.parameters() if parameter.grad is not None]
+    norm = sum(float(value.square().sum()) for value in whole)
+    share = 1 - sum(float((a * b).sum()) for a, b in zip(direct, whole, strict=True)) / norm
+    np.testing.assert_allclose(told.external, share, **CLOSE)
+
+
+def test_one_cell_as_both_layers_of_a_stack():
+    """What the upper use sends to its input comes round outside the cell into the lower one."""
+    torch.manual_seed(0)
+    cell = nn.GRUCell(H, H).double()
+
+    def loss(cut: bool) -> Tensor:
+        low = high = torch.zeros(B, H, dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64)
+        for now in drawn(T, B, H):
+            low = cell(now, low)
+            high = cell(low.detach() if cut else low, high)
+            total = total + (high + low).square().sum()
+        return total
+
+    told = flow_of(cell, lambda: loss(cut=False)).layers["rnn"]
+    whole = [parameter.grad.clone() for parameter in cell.parameters() if parameter.grad is not None]
+    cell.zero_grad()
+    loss(cut=True).backward()
+    direct = [parameter.grad for parameter in cell.parameters() if parameter.grad is not None]
+    norm = sum(float(value.square().sum()) for value in whole)
+    share = 1 - sum(float((a * b).sum()) for a, b in zip(direct, whole, strict=True)) / norm
+    assert told.residual < 1e-12
+    np.testing.assert_allclose(told.external, share, **CLOSE)

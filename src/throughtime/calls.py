@@ -24,6 +24,7 @@ from throughtime.errors import InputError, RecordError, UnsupportedError
 
 Edge = tuple[Node | None, int]
 INPUT = ""  # the target that stands for a call's input
+OUTPUT = -1  # the place of a fused call's output, beside those of its states
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class Call:
     expected: the weights that take a gradient. masks: of the dropout between layers, in the call's own layout.
     ends: the edges of the states that it made, until the block ends; told: whether the gradients at the given ones can
     be read. follows: the call whose states it was given, and between: for each state, what it was multiplied by on the way.
-    external: by place of a state, the gradient that reaches it through what feeds later inputs of the layer; fed: the call
-    and place of the state that is this call's very input. sent_to_input: is told what goes to the input, where it matters.
+    external: by place of a state or OUTPUT, the gradient that reaches it through what feeds later inputs of the layer; fed:
+    the call and place of the state that is this call's very input, and one of its states too. sent_to_input: is told what
+    goes to the input, where it matters.
     """
 
     layer: str

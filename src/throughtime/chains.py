@@ -18,7 +18,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import Call, Edge, edge_of
+from throughtime.calls import OUTPUT, Call, Edge, edge_of
 from throughtime.cells.cell import Pulled, Weights
 from throughtime.errors import UnsupportedError
 from throughtime.runs import NOTHING, Run, besides, run_of
@@ -112,20 +112,27 @@ class Ways:
         for held in (self.open_ends, self._calls, self._makers, self._leads, self._arrived):
             held.clear()
 
-    def add(self, call: Call) -> None:
-        """Know the states that a call made, for the inputs of later ones."""
+    def add(self, call: Call, output: Tensor) -> None:
+        """Know the states and the output that a call made, for the inputs of later ones."""
         self.open_ends[id(call)] = call
-        for place, edge in enumerate(call.ends):
+        made = list(enumerate(call.ends))
+        if not call.form.single:
+            made.append((OUTPUT, edge_of(output)))
+        for place, edge in made:
             self._calls[edge] = call, place
             if edge[0] is not None:
                 self._makers.add(edge[0])
 
-    def behind(self, call: Call, x: Tensor) -> Iterator[RemovableHandle]:
+    def behind(self, call: Call, x: Tensor, initial: list[Tensor]) -> Iterator[RemovableHandle]:
         """Hooks on the operations between the call's input and states; sets `call.fed` and `call.sent_to_input`."""
         if not x.requires_grad or not self._calls:
             return
         node, number = edge = edge_of(x)
-        call.fed = self._calls.get(edge)
+        fed = self._calls.get(edge)
+        if fed is not None and edge not in [edge_of(state) for state in initial if state.requires_grad]:
+            call.sent_to_input = lambda grad: self._told(*fed, grad)
+        else:
+            call.fed = fed
         if node is None or node in self._makers:
             return
         yield from self._walk(node)
@@ -167,13 +174,16 @@ class Ways:
                 if part is None:
                     continue
                 if edge in self._calls:
-                    call, state = self._calls[edge]
-                    wide = part.detach().to(torch.promote_types(part.dtype, torch.float32), copy=True)
-                    call.external[state] = call.external[state] + wide if state in call.external else wide
+                    self._told(*self._calls[edge], part)
                 elif edge[0] is not None:
                     self._arrive(edge[0], edge[1], part.detach().clone())
 
         return node.register_hook(at_node)
+
+    @staticmethod
+    def _told(call: Call, place: int, part: Tensor) -> None:
+        wide = part.detach().to(torch.promote_types(part.dtype, torch.float32), copy=True)
+        call.external[place] = call.external[place] + wide if place in call.external else wide
 
     def _arrive(self, node: Node, number: int, part: Tensor) -> None:
         """Add to what reaches an output of an operation in the pass that is running."""
@@ -231,7 +241,7 @@ def runs_of(calls: list[Call]) -> list[Run]:
 def _chained(chain: list[Call], runs: list[Run]) -> Run:
     first, last = runs[0], runs[-1]
     if len(runs) == 1:
-        return first
+        return replace(first, external=_external(runs, chain))
     at_states: dict[int, list[Tensor]] = {}
     starts: list[tuple[int, list[Tensor], list[Tensor]]] = []
     step = 0
@@ -261,6 +271,11 @@ def _chained(chain: list[Call], runs: list[Run]) -> Run:
         at_output=torch.cat([run.at_output for run in runs]),
         at_states=at_states,
         external=_external(runs, chain),
+        external_output=None
+        if all(run.external_output is None for run in runs)
+        else torch.cat(
+            [torch.zeros_like(run.at_output) if run.external_output is None else run.external_output for run in runs]
+        ),
         masks=[torch.cat(parts) for parts in zip(*(run.masks for run in runs), strict=True)],
         starts=starts,
         passed=not plain,
@@ -299,18 +314,20 @@ def _pull(run: Run) -> Pulled:
 
 
 def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
-    """Step → for each state, what reaches it from outside."""
+    """Step → for each state, what reaches it from outside; the step −1 is each sequence's own last."""
     ends = list(accumulate(run.steps for run in runs))
     out: dict[int, list[Tensor]] = {}
 
     def add(place: int, state: int, sent: Tensor) -> None:
         run = runs[place]
-        sums = out.setdefault(ends[place] - 1, [torch.zeros_like(value) for value in run.initial])
+        step = -1 if place == len(runs) - 1 else ends[place] - 1
+        sums = out.setdefault(step, [torch.zeros_like(value) for value in run.initial])
         sums[state] += sent.to(run.x.dtype).reshape(sums[state].shape)
 
     for place, (run, call) in enumerate(zip(runs, chain, strict=True)):
         for state, sent in call.external.items():
-            add(place, state, sent)
+            if state != OUTPUT:
+                add(place, state, sent)
         if call.fed is not None and call.fed[0] in chain:
             w = Weights(**run.form.weights(run.weights))
             add(chain.index(call.fed[0]), call.fed[1], run.form.cell.to_input(w, _pull(run).pre))

@@ -154,8 +154,8 @@ class Record:
         )
         ways = self._ways.setdefault(started.layer, Ways())
         link(call, initial, ways.open_ends)
-        self._handles += ways.behind(call, x)
-        ways.add(call)
+        self._handles += ways.behind(call, x, initial)
+        ways.add(call, output)
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)

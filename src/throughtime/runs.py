@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from throughtime.calls import Call, Form, check
+from throughtime.calls import OUTPUT, Call, Form, check
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors, Weights
 from throughtime.cells.stack import Stack
@@ -35,7 +35,8 @@ class Run:
     x: (T, B, D). outputs: of each layer (T, B, directions·H), the lowest first. carries: (T + 1, B, C) where the call told
     them, else None. initial: for each state (N, B, width); at_initial: what autograd gave them, or None. at_output:
     (T, B, directions·H), what enters at the top. at_states: step → for each state (N, B, width), what enters there; the
-    step −1 is each sequence's own last; external: the part of it that came round outside the layer. starts: steps at which
+    step −1 is each sequence's own last; external: the part of it that came round outside the layer, external_output:
+    likewise of at_output, or None. starts: steps at which
     later calls begin, with the states given to them and what these were multiplied by on the way; passed: whether that was
     anything but 1. masks: (T, B, directions·H) for each layer but the lowest, or none.
     """
@@ -55,6 +56,7 @@ class Run:
     gradients: Tensors
     dtype: torch.dtype
     external: dict[int, list[Tensor]] = field(default_factory=dict)
+    external_output: Tensor | None = None
     starts: list[tuple[int, list[Tensor], list[Tensor]]] = field(default_factory=list)
     passed: bool = False
 
@@ -134,6 +136,7 @@ def run_of(call: Call) -> Run:
         at_output=at_output,
         at_states={-1: ends},
         masks=[time_first(mask) for mask in call.masks],
+        external_output=time_first(call.external[OUTPUT]) if OUTPUT in call.external else None,
         lengths=lengths,
         weights={name: value.to(working) for name, value in call.shared.weights.items()},
         gradients=gradients,
@@ -211,8 +214,10 @@ def traces_of(run: Run) -> list[Trace]:
     told = [part for _, part in sorted(parts.items())]
     for part in told:
         part.check_finite()
-    whole = [_whole(run, told)] if form.layers > 1 and form.directions == 1 else []
-    return [*whole, *told]
+    if form.layers == 1:
+        return told
+    whole = [_whole(run, told)] if form.directions == 1 else []
+    return [*whole, *(replace(part, external=None) for part in told)]  # what comes from above has more of it
 
 
 def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
@@ -235,14 +240,17 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         carries = _carries(run, w, into, output, place)
     gradient = into.new_zeros(*into.shape[:2], initial.shape[-1])
     gradient[..., :width] = at_output
-    outside = torch.zeros_like(gradient) if run.external else None
+    outside = torch.zeros_like(gradient) if run.external or run.external_output is not None else None
+    if outside is not None and run.external_output is not None and layer == form.layers - 1:
+        entered = run.external_output[..., direction * width : (direction + 1) * width]
+        outside[..., :width] = flipped(entered, run.lengths) if direction else entered
     sequences = torch.arange(into.shape[1], device=into.device)
     last = into.shape[0] - 1 if run.lengths is None else run.lengths - 1
     for step, states in run.at_states.items():
         gradient[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
     for step, states in run.external.items():
         assert outside is not None
-        outside[step] += torch.cat([state[place] for state in states], dim=-1)
+        outside[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
     cell, noise = form.cell, None
     between = _noise(run, carries, place) if run.starts or run.passed else None
     if between is not None and (
