@@ -252,7 +252,8 @@ class Record:
             by_name.setdefault(trace.name, []).append(trace)
         # What autograd gave the weights is the calls' sum already, in each of them.
         whole = [replace(joined(each), weight_gradients=each[0].weight_gradients) for each in by_name.values()]
-        return [replace(trace, external=None) for trace in whole] if self._ways[layer].lost else whole
+        lost = layer in self._ways and self._ways[layer].lost
+        return [replace(trace, external=None) for trace in whole] if lost else whole
 
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
