@@ -338,8 +338,10 @@ def test_what_does_not_fit_is_said(make, asked, words, tmp_path):
         ("LSTM", {}),
         ("RNN", {}),
         ("RNN", {"activations": ["Relu"]}),
+        ("GRU", {"linear_before_reset": 0, "activations": ["HardSigmoid", "Tanh"]}),
+        ("LSTM", {"activations": ["HardSigmoid", "Relu", "Relu"]}),
     ],
-    ids=["gru before", "gru after", "lstm", "rnn tanh", "rnn relu"],
+    ids=["gru before", "gru after", "lstm", "rnn tanh", "rnn relu", "gru hard", "lstm hard relu"],
 )
 def test_onnx_operators_run_as_onnxruntime_runs_them(operator, options, direction, where, tmp_path):
     import onnxruntime
@@ -362,8 +364,8 @@ def test_onnx_operators_run_as_onnxruntime_runs_them(operator, options, directio
         assert names[ways:] == [name.replace("net.rnn", "net.rnn#2") for name in names[:ways]]
         names = names[:ways]
     assert names == (["net.rnn"] if ways == 1 else ["net.rnn_l0", "net.rnn_l0_reverse"])
-    if ways == 2 and options.get("linear_before_reset") == 0:
-        with pytest.raises(tt.ThroughtimeError, match="reset=before"):
+    if ways == 2 and (options.get("linear_before_reset") == 0 or "HardSigmoid" in options.get("activations", [])):
+        with pytest.raises(tt.ThroughtimeError, match="reset=before|gate=hard-sigmoid"):
             tt.load(tmp_path / "model.onnx", layer="net.rnn")
     elif ways == 2:
         both = tt.load(tmp_path / "model.onnx", layer="net.rnn")(torch.from_numpy(x))[0]
@@ -381,7 +383,8 @@ def test_onnx_operators_run_as_onnxruntime_runs_them(operator, options, directio
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activations": ["HardSigmoid", "Tanh"]}, "activations HardSigmoid, Tanh"),
+        ({"activations": ["Softsign", "Tanh"]}, "activations Softsign, Tanh"),
+        ({"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.3]}, "activations HardSigmoid, Tanh"),
         ({"clip": 3.0}, "clipped pre-activations"),
         ({"direction": "bidirectional"}, "'bidirectional' with 1 sets of weights"),
     ],
@@ -504,20 +507,51 @@ def test_a_whole_bidirectional_layer_runs_as_kerass_own(kind, mode, keras, tmp_p
 
 def test_each_direction_has_its_own_configuration(keras, tmp_path):
     inputs = keras.Input((T, D))
-    back = keras.layers.GRU(H, activation="relu", go_backwards=True)
+    back = keras.layers.GRU(H, activation="softsign", go_backwards=True)
     both = keras.layers.Bidirectional(keras.layers.GRU(H), backward_layer=back)
     keras.Model(inputs, both(inputs)).save(tmp_path / "model.keras")
     found = {each.name: each for each in layers(tmp_path / "model.keras")}
     assert {each.reverse: bool(each.refused) for each in found.values()} == {False: False, True: True}
-    with pytest.raises(tt.ThroughtimeError, match="relu"):
+    with pytest.raises(tt.ThroughtimeError, match="softsign"):
         tt.load(tmp_path / "model.keras")
 
 
 def test_other_activations_of_keras_are_refused_by_name(keras, tmp_path):
-    layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
+    layer = keras.layers.LSTM(H, recurrent_activation="softmax")
     keras.Sequential([keras.Input((T, D)), layer]).save(tmp_path / "model.keras")
-    with pytest.raises(tt.ThroughtimeError, match="activations hard_sigmoid and tanh"):
+    with pytest.raises(tt.ThroughtimeError, match="activations softmax and tanh"):
         tt.load(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("functions", [("hard_sigmoid", "tanh"), ("sigmoid", "relu"), ("hard_sigmoid", "relu")])
+@pytest.mark.parametrize("end", [".keras", ".h5"])
+def test_functions_of_keras_run_as_keras_runs_them(keras, kind, functions, end, tmp_path):
+    gate, candidate = functions
+    layer = getattr(keras.layers, kind)(
+        H, activation=candidate, recurrent_activation=gate, kernel_initializer=keras.initializers.RandomNormal(stddev=2.0),
+        return_sequences=True,
+    )  # fmt: skip
+    model = keras.Sequential([keras.Input((T, D)), layer])
+    model.save(tmp_path / f"model{end}")
+    x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    expected = np.asarray(model(x).detach())
+    output = tt.load(tmp_path / f"model{end}")(torch.from_numpy(x).transpose(0, 1))[0].transpose(0, 1)
+    np.testing.assert_allclose(output.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hard_sigmoid_of_an_unknown_keras_is_refused(keras, tmp_path):
+    import h5py
+
+    layer = keras.layers.LSTM(H, recurrent_activation="hard_sigmoid")
+    keras.Sequential([keras.Input((T, D)), layer]).save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        del file.attrs["keras_version"]
+    with pytest.raises(tt.ThroughtimeError, match="hard_sigmoid and tanh"):
+        tt.load(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        file.attrs["keras_version"] = "2.4.0"
+    assert tt.load(tmp_path / "model.h5").cell.gate == "hard-sigmoid"
 
 
 def write_cudnn(module: nn.Module, path: Path, config: dict | None = None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, Weights
+from throughtime.cells.activations import CANDIDATES, GATES
 from throughtime.errors import InputError
 from throughtime.recurrent import Recurrent
 
@@ -19,6 +20,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "layout": ("W@x", "x@W", "cudnn"),
     "reset": ("before", "after"),
     "z": ("keeps", "takes"),
+    "gate": tuple(GATES),
+    "activation": tuple(CANDIDATES),
 }
 """The words of a convention, by name; `gates` are letters."""
 ROLES = {
@@ -40,7 +43,8 @@ class Convention:
     in columns, each block (D, H) holding a row-major (H, D), and one bias of both). reset: "before" or "after" the product
     (GRU). z: "keeps" the old state or "takes" the candidate (GRU). scale: the number, or fraction such as "1/128", by which
     integers are multiplied. forget_bias: a number that the runtime adds to the forget gate's logit and that stands in no
-    array (LSTM; 1 in TensorFlow 1's BasicLSTMCell).
+    array (LSTM; 1 in TensorFlow 1's BasicLSTMCell). gate, activation: the functions of gates and of the candidate (GRU, LSTM),
+    see `throughtime.cells.activations`.
     """
 
     cell: str
@@ -50,6 +54,8 @@ class Convention:
     z: str = "keeps"
     scale: str = ""
     forget_bias: str = ""
+    gate: str = "sigmoid"
+    activation: str = "tanh"
 
     def build(self) -> Cell:
         """The cell. Raises InputError for a word that is not one of the choices."""
@@ -59,8 +65,9 @@ class Convention:
                     f"{name} {getattr(self, name)!r}", f"one of {', '.join(words)}", f"declare {name}=… of the file"
                 )
         if self.cell == "gru":
-            return (GRUResetBefore if self.reset == "before" else GRU)(keeps=self.z == "keeps")
-        return LSTM() if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
+            kind = GRUResetBefore if self.reset == "before" else GRU
+            return kind(keeps=self.z == "keeps", gate=self.gate, activation=self.activation)
+        return LSTM(self.gate, self.activation) if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""

@@ -23,12 +23,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from throughtime.cells.activations import CANDIDATES, GATES
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import archive, importer
 from throughtime.importers.importer import Found, Importer
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"
+WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 CELLS = {"LSTM": (4, "lstm", "ifgo"), "GRU": (3, "gru", "zrn"), "SimpleRNN": (1, "", "")}
 """By class: stacked gates, the cell, their order."""
 DEEPEST, MOST = 20, 100_000  # levels of groups, and objects, that are looked into
@@ -80,18 +81,22 @@ def _read(path: Path) -> tuple[dict[str, Arrays], list[dict[str, Any]]]:
     archive.check_size(path)
     with open(path, "rb") as file:
         whole = file.read(len(MAGIC)) == MAGIC
-    config, source = None, str(path)
+    config, source, version = None, str(path), ""
     if not whole:
         with zipfile.ZipFile(path) as packed:
             config, source = json.loads(packed.read(CONFIG)), BytesIO(packed.read(WEIGHTS))
+            if METADATA in packed.namelist():
+                version = json.loads(packed.read(METADATA)).get("keras_version", "")
     with h5py.File(source, "r") as hdf:
         stored: Any = hdf.attrs.get("model_config")
+        wrote: Any = hdf.attrs.get("keras_version", version)
         if config is None and isinstance(stored, str | bytes):
             config = json.loads(stored)
         groups: dict[str, Arrays] = {}
         for place, roles in _groups(hdf, h5py, [MOST, importer.LARGEST]):
             groups[_name(place)] = roles
-    return groups, list(_layers_of(config))
+    version = wrote.decode() if isinstance(wrote, bytes) else str(wrote)
+    return groups, [layer | {"keras_version": version} for layer in _layers_of(config)]
 
 
 def _groups(group: Any, h5py: Any, left: list[int], path: str = "", depth: int = 0) -> Iterator[tuple[str, Arrays]]:
@@ -213,9 +218,25 @@ def _found(name: str, roles: Arrays, layer: dict[str, Any] | None) -> Found:
         refused = "" if activation in ("tanh", "relu") else f"activation {activation}, which cannot be explained yet"
     else:
         stated["cell"] = cell
-        if (activation, recurrent_activation) != ("tanh", "sigmoid"):
+        gate = _gate(recurrent_activation, str((layer or {}).get("keras_version", "")))
+        if gate not in GATES or activation not in CANDIDATES:
             refused = f"activations {recurrent_activation} and {activation}, which cannot be explained yet"
+        else:
+            stated |= ({"gate": gate} if gate != "sigmoid" else {}) | (
+                {"activation": activation} if activation != "tanh" else {}
+            )
     return Found(name, roles, stated, reverse=backward, refused=refused)
+
+
+def _gate(word: str, version: str) -> str:
+    """The gate's function: Keras had one hard sigmoid up to 2 and has another from 3 on; a file that does not say which
+    Keras wrote it is refused."""
+    if word != "hard_sigmoid":
+        return word
+    major = version.partition(".")[0]
+    return {"1": "hard-sigmoid", "2": "hard-sigmoid", "3": "hard-sigmoid-6"}.get(
+        major, "hard_sigmoid of an unknown Keras"
+    )
 
 
 def _cudnn(name: str, roles: Arrays, kind: str, layer: dict[str, Any] | None) -> Found:

@@ -30,10 +30,12 @@ def from_keras(layer: Any) -> nn.Module:
         raise InputError(f"layer {layer.name!r} without weights", "a built layer", "call the model on data first")
     arrays = {ROLES[each.name]: _array(each) for each in layer.cell.trainable_variables + layer.cell.non_trainable_variables
               if each.name in ROLES}  # fmt: skip
-    found = _found(layer.name, arrays, {"class_name": kind, "config": layer.get_config()})
+    found = _found(layer.name, arrays, {"class_name": kind, "config": layer.get_config(), "keras_version": "3"})
     if found.refused:
         raise UnsupportedError(
-            f"layer {layer.name!r}, {found.refused}", "a plain GRU, LSTM or SimpleRNN", "choose another layer"
+            f"layer {layer.name!r}, {found.refused}",
+            "a GRU, LSTM or SimpleRNN with functions that have a cell (README)",
+            "choose another layer",
         )
     made = recurrent(found.arrays, read_as(found, layer.name, {}))
     return Reversed(made) if found.reverse else made

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from throughtime.cells.activations import CANDIDATES
+from throughtime.cells.activations import GATES as GATE_FUNCTIONS
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
 from throughtime.importers.importer import Found, Importer
@@ -23,6 +25,7 @@ from throughtime.importers.onnx_fold import Folder
 GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
 PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 """Activations of one direction that are the cell's own."""
+FUNCTIONS = {"Sigmoid": "sigmoid", "HardSigmoid": "hard-sigmoid", "Tanh": "tanh", "Relu": "relu"}
 RECURRENT = {"RNN": {"Tanh": "rnn-tanh", "Relu": "rnn-relu"}}
 QUANTIZED = "DynamicQuantizeLSTM"
 DEEPEST = 20  # levels of nested graphs that are looked into
@@ -150,11 +153,24 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
             stated |= {"reset": "after" if said.get("linear_before_reset", 0) else "before", "z": "keeps"}
         if GATES[node.op_type]:
             stated["gates"] = GATES[node.op_type]
-        other = own != PLAIN.get(node.op_type, own) or not stated["cell"]
+        functions = _functions(own, said) if node.op_type in PLAIN else {}
+        stated |= functions or {}
+        other = functions is None or not stated["cell"]
         words = f"activations {', '.join(own)}, which cannot be explained yet" if other else ""
         backwards, stack = direction == "reverse" or bool(way), name if len(names) > 1 else ""
         own_name = f"{name}_l0{way}" if stack else name
         yield Found(own_name, roles, stated, reverse=backwards, refused=words, stack=stack)
+
+
+def _functions(own: list[str], said: dict[str, Any]) -> dict[str, str] | None:
+    """The gate's and the candidate's functions, those of our cells that they are; {} for the usual ones, None for others."""
+    gate, candidates = FUNCTIONS.get(own[0]), {FUNCTIONS.get(name) for name in own[1:]}
+    if gate not in GATE_FUNCTIONS or len(candidates) > 1 or not candidates <= set(CANDIDATES):
+        return None
+    if gate == "hard-sigmoid" and (said.get("activation_alpha") or said.get("activation_beta")):
+        return None  # of another slope
+    candidate = str(candidates.pop())
+    return ({"gate": gate} if gate != "sigmoid" else {}) | ({"activation": candidate} if candidate != "tanh" else {})
 
 
 def _why_not(
