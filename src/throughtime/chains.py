@@ -45,7 +45,7 @@ def link(call: Call, initial: list[Tensor], open_ends: dict[int, Call]) -> None:
         found = [factor for factor in factors if factor is not None]
         if len(found) == len(initial):
             call.follows = open_ends.pop(id(before))
-            call.between = [factor.detach().clone() for factor in found]
+            call.between = [_rows(factor.detach(), state).clone() for factor, state in zip(found, initial, strict=True)]
             return
 
 
@@ -85,8 +85,8 @@ def _rows(value: Tensor, state: Tensor) -> Tensor:
     """A value for each sequence, entry or all, spread to the shape of the state."""
     if value.numel() == state.numel():
         return value.reshape(state.shape)
-    if value.ndim and value.numel() == state.shape[-2]:
-        return value.reshape(-1, 1).expand(state.shape)
+    if value.ndim and value.shape[-1] == 1 and value.numel() == state.shape[:-1].numel():  # in another layout
+        return value.reshape(*state.shape[:-1], 1).expand(state.shape)
     return value.expand(state.shape)
 
 
