@@ -465,3 +465,55 @@ def test_one_cell_as_both_layers_of_a_stack():
     share = 1 - sum(float((a * b).sum()) for a, b in zip(direct, whole, strict=True)) / norm
     assert told.residual < 1e-12
     np.testing.assert_allclose(told.external, share, **CLOSE)
+
+
+def test_a_factor_for_each_unit_is_not_one_for_each_sequence():
+    """Where there are as many of both: the same lags as with the factor in the recurrent weights."""
+    torch.manual_seed(0)
+    cell = nn.RNNCell(D, B).double()
+    factor = torch.linspace(0.2, 1, B, dtype=torch.float64)
+    scaled = nn.RNNCell(D, B).double()
+    scaled.load_state_dict(cell.state_dict())
+    with torch.no_grad():
+        scaled.weight_hh.mul_(factor)  # the same way back
+
+    def loss(cell: nn.RNNCell, factor: Tensor | float) -> Tensor:
+        state = torch.zeros(B, B, dtype=torch.float64)
+        for now in drawn(T, B, D):
+            state = cell(now, state * factor)
+        return state.square().sum()
+
+    told, same = (flow_of(a, lambda a=a, f=f: loss(a, f)).layers["rnn"] for a, f in ((cell, factor), (scaled, 1.0)))
+    name = "rnn.weight_ih"
+    assert told.loss_steps == (T - 1,)
+    np.testing.assert_allclose(told.parameters[name].share, same.parameters[name].share, **CLOSE)
+    np.testing.assert_allclose(told.parameters[name].log10_norm, same.parameters[name].log10_norm, rtol=1e-9)
+
+
+def test_states_that_come_by_another_way_are_told():
+    torch.manual_seed(0)
+    cell = nn.GRUCell(D, H).double()
+
+    def loss(between: Callable[[Tensor], Tensor]) -> Tensor:
+        state = torch.zeros(B, H, dtype=torch.float64)
+        for now in drawn(T, B, D):
+            state = cell(now, between(state))
+        return state.square().sum()
+
+    for between, cut in ((torch.tanh, True), (torch.neg, True), (torch.detach, False), (torch.clone, False)):
+        flow = flow_of(cell, lambda between=between: loss(between))
+        assert flow.residual < 1e-12
+        assert any(each.field == "layers.rnn.lag" for each in flow.missing) == cut
+
+
+def test_a_factor_in_another_layout_does_not_stop_the_step():
+    torch.manual_seed(0)
+    cell = nn.GRUCell(D, H).double()
+
+    def loss() -> Tensor:
+        state = torch.zeros(B, H, dtype=torch.float64)
+        for now in drawn(T, B, D):
+            state = cell(now, (state.view(2, 2 * H) * torch.linspace(0, 1, 2 * H)).view(B, H))
+        return state.square().sum()
+
+    assert flow_of(cell, loss).residual < 1e-12

@@ -39,13 +39,16 @@ def link(call: Call, initial: list[Tensor], open_ends: dict[int, Call]) -> None:
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
             continue
-        factors = [
-            _factor(edge_of(state), end, state, FARTHEST) for state, end in zip(initial, before.ends, strict=True)
-        ]
+        try:
+            factors = [
+                _factor(edge_of(state), end, state, FARTHEST) for state, end in zip(initial, before.ends, strict=True)
+            ]
+        except RuntimeError:  # a factor in a layout that is not the state's
+            continue
         found = [factor for factor in factors if factor is not None]
         if len(found) == len(initial):
             call.follows = open_ends.pop(id(before))
-            call.between = [factor.detach().clone() for factor in found]
+            call.between = [_rows(factor.detach(), state).clone() for factor, state in zip(found, initial, strict=True)]
             return
 
 
@@ -85,8 +88,8 @@ def _rows(value: Tensor, state: Tensor) -> Tensor:
     """A value for each sequence, entry or all, spread to the shape of the state."""
     if value.numel() == state.numel():
         return value.reshape(state.shape)
-    if value.ndim and value.numel() == state.shape[-2]:
-        return value.reshape(-1, 1).expand(state.shape)
+    if value.ndim and value.shape[-1] == 1 and value.numel() == state.shape[:-1].numel():  # in another layout
+        return value.reshape(*state.shape[:-1], 1).expand(state.shape)
     return value.expand(state.shape)
 
 
@@ -96,11 +99,12 @@ class Ways:
     Only what a call sends to its input goes this way: an operation on it may pass on other gradients too (a loss on an
     output that is fed back, the way of the states themselves), and then runs once more on this part alone.
 
-    lost: whether some operation could not run again, so that the part is not known. open_ends: calls that none follows.
+    cut: whether states came back by another way than those that `link` follows. lost: whether some operation could not run
+    again, so that the part is not known. open_ends: calls that none follows.
     """
 
     def __init__(self) -> None:
-        self.lost = False
+        self.lost = self.cut = False
         self.open_ends: dict[int, Call] = {}
         self._calls: dict[Edge, tuple[Call, int]] = {}
         self._makers: set[Node] = set()
@@ -138,6 +142,15 @@ class Ways:
         yield from self._walk(node)
         if self._leads[node]:
             call.sent_to_input = lambda grad: self._arrive(node, number, grad.detach().clone())
+
+    def parted(self, call: Call, initial: list[Tensor]) -> Iterator[RemovableHandle]:
+        """Note where the states of a call come from earlier ones of the layer by a way that is not followed."""
+        for state in initial if call.follows is None else []:
+            node = edge_of(state)[0] if state.requires_grad else None
+            if node is not None:
+                if node not in self._makers and node not in self._leads:
+                    yield from self._walk(node)
+                self.cut |= node in self._makers or self._leads[node]
 
     def _walk(self, start: Node) -> Iterator[RemovableHandle]:
         waiting = [start]

@@ -155,6 +155,7 @@ class Record:
         ways = self._ways.setdefault(started.layer, Ways())
         link(call, initial, ways.open_ends)
         self._handles += ways.behind(call, x, initial)
+        self._handles += ways.parted(call, initial)
         ways.add(call, output)
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
@@ -273,6 +274,11 @@ class Record:
         )
         around = "an operation between its states and its later inputs could not run again on its part of the gradient"
         lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
+        anew = (
+            "a state went into a second call, or by a way that is not followed (products, sums and torch.where are): "
+            "lags begin anew there"
+        )
+        lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
         return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
 
