@@ -160,8 +160,8 @@ class LayerFlow:
     that reach back to each lag. bare: whether the model is this layer itself.
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
-    None where nothing does; its lags are counted from where it enters again. module: the module that it is part of.
-    inner: whether demand is told for the whole stack and not here.
+    None where nothing does, and in parts of a stack (the whole tells it); its lags are counted from where it enters again.
+    module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
     """
 
     name: str

@@ -365,7 +365,7 @@ def test_onnx_operators_run_as_onnxruntime_runs_them(operator, options, directio
         names = names[:ways]
     assert names == (["net.rnn"] if ways == 1 else ["net.rnn_l0", "net.rnn_l0_reverse"])
     if ways == 2 and (options.get("linear_before_reset") == 0 or "HardSigmoid" in options.get("activations", [])):
-        with pytest.raises(tt.ThroughtimeError, match="reset=before|gate=hard-sigmoid"):
+        with pytest.raises(tt.ThroughtimeError, match=r"reset=before|gate=hard-sigmoid"):
             tt.load(tmp_path / "model.onnx", layer="net.rnn")
     elif ways == 2:
         both = tt.load(tmp_path / "model.onnx", layer="net.rnn")(torch.from_numpy(x))[0]

@@ -34,7 +34,7 @@ def from_keras(layer: Any) -> nn.Module:
     if found.refused:
         raise UnsupportedError(
             f"layer {layer.name!r}, {found.refused}",
-            "a GRU, LSTM or SimpleRNN with functions that have a cell (README)",
+            "a GRU, LSTM or SimpleRNN whose functions have a cell",
             "choose another layer",
         )
     made = recurrent(found.arrays, read_as(found, layer.name, {}))
