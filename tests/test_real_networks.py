@@ -114,7 +114,7 @@ def test_g2pm_in_both_directions(tmp_path):
             c = f * c + i * np.tanh(g)
             h = o * np.tanh(c)
             states.append(h)
-        layer = tt.load(tmp_path / "g2pm.npz", layer=f"lstm{way}", cell="lstm")
+        layer = tt.load(tmp_path / "g2pm.npz", layer=f"lstm_l0{way}", cell="lstm")
         output = layer(torch.from_numpy(x).unsqueeze(1))[0].squeeze(1)
         np.testing.assert_allclose(output.detach(), np.stack(states[::-1] if way else states), atol=1e-5)
 

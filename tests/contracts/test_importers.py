@@ -396,11 +396,31 @@ def test_what_an_onnx_operator_has_more_is_refused_by_name(change, words, tmp_pa
         tt.load(tmp_path / "model.onnx")
 
 
-def test_peepholes_and_weights_from_elsewhere_are_refused(tmp_path):
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_peepholes_run_as_onnxruntime_runs_them(direction, tmp_path):
+    import onnxruntime
+    from onnx import load_from_string, numpy_helper
+
+    ways, rng = (2 if direction == "bidirectional" else 1), np.random.default_rng(2)
+    shapes = {"W": (ways, 4 * H, D), "R": (ways, 4 * H, H), "B": (ways, 8 * H)}
+    arrays = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    model = load_from_string(onnx_model("LSTM", arrays, direction=direction))
+    model.graph.node[0].input.extend(["", "", "", "P"])
+    model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=(ways, 3 * H)).astype(np.float32), "P"))
+    content = model.SerializeToString()
+    (tmp_path / "model.onnx").write_bytes(content)
+    x = rng.normal(size=(T, B, D)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    for way, name in enumerate(["net.rnn"] if ways == 1 else ["net.rnn_l0", "net.rnn_l0_reverse"]):
+        output = tt.load(tmp_path / "model.onnx", layer=name)(torch.from_numpy(x))[0]
+        np.testing.assert_allclose(output.detach(), expected[:, way], atol=1e-5)
+
+
+def test_weights_from_elsewhere_are_refused(tmp_path):
     from onnx import TensorProto, helper, load_from_string
 
     for change, words in (
-        ("peepholes", "peepholes"),
+        ("peepholes", "peepholes that are no constants"),
         ("external", "external data"),
         ("computed", "computed in the graph"),
         ("initial", "a learned initial state"),
@@ -409,7 +429,7 @@ def test_peepholes_and_weights_from_elsewhere_are_refused(tmp_path):
         model = load_from_string(onnx_model("LSTM", onnx_arrays(nn.LSTM(D, H), "LSTM")))
         if change == "peepholes":
             model.graph.node[0].input.extend(["", "", "", "P"])
-            model.graph.initializer.append(helper.make_tensor("P", TensorProto.FLOAT, [1, 3 * H], [0.1] * 3 * H))
+            model.graph.input.append(helper.make_tensor_value_info("P", TensorProto.FLOAT, [1, 3 * H]))
         elif change == "initial":
             model.graph.node[0].input.extend(["", "h0"])
             model.graph.initializer.append(helper.make_tensor("h0", TensorProto.FLOAT, [1, 1, H], [0.1] * H))

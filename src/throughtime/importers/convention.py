@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, Weights
+from throughtime.cells import GRU, LSTM, RNN, Cell, GRUResetBefore, LSTMPeepholes, Weights
 from throughtime.cells.activations import CANDIDATES, GATES
 from throughtime.errors import InputError
 from throughtime.recurrent import Recurrent
@@ -31,6 +31,7 @@ ROLES = {
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
 """What an array is, by the last part of its name in a file."""
+PEEPHOLE = "peephole"  # of an LSTM, (3·H,): i, f, o
 PROJECTION = "weight_hr"  # of an LSTM with proj_size
 
 
@@ -149,6 +150,10 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
     projection = next((value for name, value in arrays.items() if name.split(".")[-1] == PROJECTION), None)
     if projection is not None:
         return _projected(read, _scaled(projection, PROJECTION, scale), convention)  # type: ignore[arg-type]
+    peephole = next((value for name, value in arrays.items() if name.split(".")[-1] == PEEPHOLE), None)
+    if peephole is not None and convention.cell == "lstm":
+        cell = LSTMPeepholes(convention.gate, convention.activation)
+        return Recurrent(cell, Weights(*read, peephole=tensor(peephole, PEEPHOLE)))
     return Recurrent(cell, Weights(*read))
 
 

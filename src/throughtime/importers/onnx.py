@@ -19,6 +19,7 @@ from throughtime.cells.activations import CANDIDATES
 from throughtime.cells.activations import GATES as GATE_FUNCTIONS
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
+from throughtime.importers.convention import PEEPHOLE
 from throughtime.importers.importer import Found, Importer
 from throughtime.importers.onnx_fold import Folder
 
@@ -38,7 +39,7 @@ class Onnx(Importer):
     name: ClassVar[str] = "ONNX (.onnx)"
     extra: ClassVar[str] = "onnx"
     refuses: ClassVar[str] = (
-        "clip, input_forget, peepholes, other activations, a learned initial state, DynamicQuantizeLSTM, external data"
+        "clip, input_forget, other activations, a learned initial state, DynamicQuantizeLSTM, external data"
     )
 
     def reads(self, path: Path, head: bytes) -> bool:
@@ -133,8 +134,10 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
-    W, R, B, *initial = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 5, 6))
+    W, R, B, P, *initial = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 7, 5, 6))
     refused = _why_not(said, given, [W, R, B], len(names), initial)
+    if given[7] and not refused and (P is None or P.ndim != 2 or len(P) != len(names) or P.shape[1] % 3):
+        refused = "peepholes that are no constants of the graph, or not of the operator's shape"
     if refused or W is None or R is None:
         yield Found(name, {}, refused=refused)
         return
@@ -144,6 +147,9 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
         roles = {"weight_ih": W[place], "weight_hh": R[place]}
         if B is not None:
             roles["bias_ih"], roles["bias_hh"] = np.split(B[place], 2)
+        if P is not None:
+            i, o, f = np.split(P[place], 3)
+            roles[PEEPHOLE] = np.concatenate((i, f, o))
         own = activations[place * kinds : (place + 1) * kinds] or PLAIN.get(node.op_type, ["Tanh"])
         stated = {
             "layout": "W@x",
@@ -189,8 +195,6 @@ def _why_not(
     for option, words in REFUSED.items():
         if said.get(option):
             return f"{words}, which cannot be explained yet"
-    if given[7]:
-        return "peepholes, which cannot be explained yet"
     if any(value is not None and value.any() for value in initial):
         return "a learned initial state, which is not read yet"
     return ""
