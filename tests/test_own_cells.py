@@ -216,6 +216,18 @@ def test_a_state_that_is_not_given_is_asked_for():
         record.flow()
 
 
+def test_a_parameter_that_the_step_never_uses_has_a_gradient_of_zero():
+    class Idle(LayerNormGRU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(2, 2))
+
+    tt.register_cell(Idle)
+    layer = flow_of(Loop(Idle()))
+    assert layer.residual < 1e-12
+    assert (layer.parameters["cell.unused"].log10_norm == -np.inf).all()
+
+
 @pytest.mark.parametrize(("kind", "ports"), [(nn.GRU(D, H), ("a",)), (3, ("a",)), (Plain, ()), (Plain, ("a", "a"))])
 def test_what_cannot_be_registered(kind, ports):
     with pytest.raises(InputError):

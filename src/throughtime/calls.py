@@ -85,7 +85,8 @@ class Call:
 
     x: the layer's own input until the block ends, then a copy. version: that of x when the call was made, None once x
     is a copy. results: copies of the output, or of a single step's states. dtype: the lowest precision it ran in.
-    expected: the weights that take a gradient. masks: of the dropout between layers, in the call's own layout.
+    expected: the weights that take a gradient; idle: those that a cell of the user's own did not use.
+    masks: of the dropout between layers, in the call's own layout.
     ends: the edges of the states that it made, until the block ends; told: whether the gradients at the given ones can
     be read. follows: the call whose states it was given, and between: for each state, what it was multiplied by on the way.
     external: by place of a state or OUTPUT, the gradient that reaches it through what feeds later inputs of the layer; fed:
@@ -102,6 +103,7 @@ class Call:
     results: list[Tensor]
     dtype: torch.dtype
     expected: list[str]
+    idle: list[str] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     ends: list[Edge] = field(default_factory=list)
     told: bool = True
@@ -177,7 +179,9 @@ def hook(
         if result.grad_fn is not None:
             yield _hook_result(call, place, result)
     own = {edge_of(result): -1 - place for place, result in enumerate(results) if result.grad_fn is not None}
+    used = set()
     for node, edges in _into([result.grad_fn for result in results], own | targets, stops):
+        used.update(edges.values())
 
         def at_node(grads: tuple[Tensor | None, ...], _: Any, edges: dict[int, str | int] = edges) -> None:
             for place, target in edges.items():
@@ -186,6 +190,9 @@ def hook(
                     call.add(target, grad)
 
         yield node.register_hook(at_node)
+    if call.form.single:
+        call.idle = [name for name in call.expected if name not in used]
+        call.expected = [name for name in call.expected if name in used]
 
 
 def _hook_result(call: Call, place: int, result: Tensor) -> RemovableHandle:

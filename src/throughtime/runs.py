@@ -125,6 +125,7 @@ def run_of(call: Call) -> Run:
         name: torch.stack([part[name].to(working) for part in call.shared.sums.values() if name in part]).sum(0)
         for name in call.expected
     }
+    gradients |= {name: torch.zeros_like(call.shared.weights[name], dtype=working) for name in call.idle}
     return Run(
         layer=call.layer,
         form=form,
