@@ -216,6 +216,40 @@ def test_a_state_that_is_not_given_is_asked_for():
         record.flow()
 
 
+def test_a_cell_fed_with_its_own_state():
+    """The state is the input too: the same share comes round outside as in the shipped cell of the same equations."""
+
+    class Fed(nn.Module):
+        def __init__(self, cell: nn.Module) -> None:
+            super().__init__()
+            self.cell = cell
+            self.double()
+
+        def forward(self) -> Tensor:
+            h = torch.linspace(-1, 1, B * H, dtype=torch.float64).reshape(B, H)
+            for _ in range(T):
+                h = self.cell(h, h)
+            return h
+
+    class Square(Plain):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.inner = nn.GRUCell(H, H)
+
+    tt.register_cell(Square)
+    torch.manual_seed(0)
+    told = []
+    mine, same = Fed(Square()), Fed(nn.GRUCell(H, H))
+    same.cell.load_state_dict(mine.cell.inner.state_dict())
+    for model in (mine, same):
+        with tt.record(model) as record:
+            model().square().sum().backward()
+        told.append(record.flow(demand=False).layers["cell"])
+    assert told[0].residual < 1e-12
+    assert told[0].external is not None
+    np.testing.assert_allclose(told[0].external, told[1].external, rtol=1e-9)
+
+
 def test_a_parameter_that_the_step_never_uses_has_a_gradient_of_zero():
     class Idle(LayerNormGRU):
         def __init__(self) -> None:

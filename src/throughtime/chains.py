@@ -19,7 +19,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.calls import OUTPUT, Call, Edge, edge_of
-from throughtime.cells.cell import Pulled, Weights
+from throughtime.cells.cell import Cell, Weights, pull_by_autograd
 from throughtime.errors import UnsupportedError
 from throughtime.runs import NOTHING, Run, besides, run_of
 
@@ -304,26 +304,29 @@ def _entering(run: Run, after: Run, call: Call) -> list[Tensor]:
     ]
     sent = after.at_initial
     if sent is None:
-        sent = [state[None] for state in run.form.cell.split(_pull(after).carry)]
+        sent = [state[None] for state in run.form.cell.split(_pull(after))]
     return [
         besides(whole, back * factor, run.dtype)
         for whole, back, factor in zip(run.at_states[-1], sent, factors, strict=True)
     ]
 
 
-def _pull(run: Run) -> Pulled:
-    """The pullback of a single step, from the gradient at its results."""
+def _single(run: Run) -> tuple[Cell, Weights, Tensor, Tensor]:
+    """The cell and weights of a single step, the carry before it and the gradient at its results."""
     if not run.form.single or run.carries is None:
         raise UnsupportedError(
             f"states of layer '{run.layer}' that are passed on and given to it in another place too",
             "states of their own",
             "give the layer a clone of the state where it is its input",
         )
-    cell, w = run.form.cell, Weights(**run.form.weights(run.weights))
-    before, after = run.carries
     adjoint = torch.cat([state[0] for state in run.at_states[-1]], dim=-1)
-    with torch.no_grad():
-        return cell.pull(w, cell.factors(w, run.x[0], before, after), adjoint, paths=False)
+    return run.form.cell, Weights(**run.form.weights(run.weights)), run.carries[0], adjoint
+
+
+def _pull(run: Run) -> Tensor:
+    """(B, C): what a single step sends to the carry before it."""
+    cell, w, before, adjoint = _single(run)
+    return pull_by_autograd(cell, w, run.x[0], before, adjoint).carry
 
 
 def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
@@ -342,6 +345,14 @@ def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
             if state != OUTPUT:
                 add(place, state, sent)
         if call.fed is not None and call.fed[0] in chain:
-            w = Weights(**run.form.weights(run.weights))
-            add(chain.index(call.fed[0]), call.fed[1], run.form.cell.to_input(w, _pull(run).pre))
+            add(chain.index(call.fed[0]), call.fed[1], _to_input(run))
     return out
+
+
+def _to_input(run: Run) -> Tensor:
+    """(B, D): what a single step sends to its input, by autograd: a cell of the user's own has no products."""
+    cell, w, before, adjoint = _single(run)
+    with torch.enable_grad():
+        x = run.x[0].detach().clone().requires_grad_()
+        after = cell.step(w, x, dict.fromkeys(cell.ports, before))
+        return torch.autograd.grad(after, x, adjoint)[0]

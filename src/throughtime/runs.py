@@ -93,7 +93,8 @@ def run_of(call: Call) -> Run:
         there = [part[place].to(working) for part in parts if place in part]
         return torch.stack(there).sum(0) if there else None
 
-    x, batch = time_first(call.x), time_first(call.x).shape[1]
+    x = time_first(call.x)
+    batch = x.shape[1]
     count = form.layers * form.directions
     initial = [state.to(working).reshape(count, batch, -1) for state in call.initial]
     at = [total([each.outputs for each in passes], place) for place in range(len(initial) + 1)]
