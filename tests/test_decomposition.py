@@ -337,10 +337,10 @@ def test_every_loss(key, loss):
 
 
 @every_cell
-@pytest.mark.parametrize("entries", [1, 40])
-@pytest.mark.parametrize("loss", ["last step", "some steps", "outputs and last states"])
+@pytest.mark.parametrize("entries", [1, 20, 40])
+@pytest.mark.parametrize("loss", ["last step", "some steps", "every step", "outputs and last states"])
 def test_blocks_of_any_size_say_the_same(key, entries, loss, monkeypatch):
-    """The sweep cuts its work into blocks; a few lags, and a few steps of factors, at a time."""
+    """The sweep cuts its work into blocks: a few lags, a few sequences, a few origins, a few steps of factors at a time."""
     monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", entries)
     check(play(Scene(key, loss, steps=7, start="with gradient")))
 

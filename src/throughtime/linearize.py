@@ -51,12 +51,19 @@ class Linearization:
         self.trace, self.cell, self.derivative = trace, trace.cell, derivative
         self.inputs = trace.x if trace.noise is None else torch.cat((trace.x, trace.noise), dim=-1)
         self._logits: Tensors = {}
-        self._lack = torch.ones(trace.steps, dtype=torch.bool)  # steps whose logits have not been kept yet
+        self._lack = torch.ones(trace.steps, trace.batch, dtype=torch.bool)  # whose logits have not been kept yet
+        self._home: tuple[Linearization, slice] = self, slice(None)  # where logits are kept
 
     @cached_property
     def whole(self) -> Window:
         """All steps, kept: for many origins, which pass through every step at every lag."""
         return self.window(0, self.trace.steps)
+
+    def part(self, sequences: slice) -> Linearization:
+        """The same of some sequences; logits that it meets are kept in the whole."""
+        part = Linearization(self.trace.part(sequences), self.derivative)
+        part._home = self, sequences
+        return part
 
     def window(self, first: int, last: int) -> Window:
         """The steps first … last − 1."""
@@ -72,17 +79,18 @@ class Linearization:
         """Of the steps first … last − 1, (steps, B, H) by name. Those of sigmoid gates are kept for `logits`."""
         trace = self.trace
         pre = self.cell.pre_activations(trace.weights, self.inputs[first:last], trace.carries[first:last])
+        home, sequences = self._home
         for name in self.cell.sigmoids:
-            if name not in self._logits:
-                self._logits[name] = pre[name].new_empty(trace.steps, *pre[name].shape[1:])
-            self._logits[name][first:last] = pre[name]
-        self._lack[first:last] = False
+            if name not in home._logits:
+                home._logits[name] = pre[name].new_empty(home.trace.steps, home.trace.batch, *pre[name].shape[2:])
+            home._logits[name][first:last, sequences] = pre[name]
+        home._lack[first:last, sequences] = False
         return pre
 
     @property
     def logits(self) -> Tensors:
         """(T, B, H) of each sigmoid gate, at all steps; what a sweep has passed is not computed again."""
-        lacking = self._lack.nonzero().flatten().tolist() if self.cell.sigmoids else []
+        lacking = self._lack.any(1).nonzero().flatten().tolist() if self.cell.sigmoids else []
         if lacking:
             self.pre_activations(lacking[0], lacking[-1] + 1)
         return self._logits

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.calls import OUTPUT, Call, Form, check
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors, Weights
@@ -21,7 +22,7 @@ from throughtime.errors import RecordError
 from throughtime.linearize import Linearization
 from throughtime.own import OwnCell
 from throughtime.scaled import power_of_two
-from throughtime.sweep import Block, stream
+from throughtime.sweep import stream
 from throughtime.trace import Trace
 
 SAME = {torch.float64: 1e-12, torch.float32: 1e-4}  # of a stack run again; lower precisions: 5e-2

@@ -98,23 +98,33 @@ LONGEST = 12  # steps between two looks at the rows
 def rescale(
     rows: Tensor, exponent: Tensor, peak: Tensor, limit: float = RANGE, alike: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Bring rows (..., N) · 2^exponent (...) back near 1 when the largest entry of any, `peak` (...), has left limit^±1.
+    """Bring rows (..., N) · 2^exponent (...) back near 1 by `shifts`; `peak` (...) is the largest entry of each."""
+    shift = shifts(peak, limit, alike)
+    return (rows, exponent) if shift is None else (shifted(rows, shift), exponent + shift)
 
-    Exact: only powers of two. A row that is zero stays as it is. Rows that would end within 2^alike of each other, as they
-    were, are moved by the same power.
+
+def shifts(peak: Tensor, limit: float = RANGE, alike: int = 0) -> Tensor | None:
+    """The powers of two (...) by which rows leave 1, told when the largest entry of any, `peak` (...), has left limit^±1.
+
+    A row that is zero stays as it is. Rows that would end within 2^alike of each other, as they were, are moved by the same.
     """
     alive = torch.where(peak > 0, peak, 1.0)
     low, high = torch.aminmax(alive)
     if low.item() > 1 / limit and high.item() < limit:
-        return rows, exponent
+        return None
     shift = torch.frexp(alive).exponent
     if alike:
         top = torch.where(peak > 0, shift, -100).max()
         shift = torch.where((peak == 0) | (shift > top - alike), top, shift)
-    half = shift // 2  # in two steps, since 2^130 is no float32
+    return shift
+
+
+def shifted(rows: Tensor, shift: Tensor) -> Tensor:
+    """Rows (..., N) · 2^−shift (...), exactly: in two steps, since 2^130 is no float32."""
+    half = shift // 2
     for part in (half, shift - half):
         rows = rows * power_of_two(-part, rows.dtype).unsqueeze(-1)
-    return rows, exponent + shift
+    return rows
 
 
 def march(

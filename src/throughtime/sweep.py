@@ -4,130 +4,26 @@ The block Λ(τ) holds the adjoints of all origins at lag τ, row t standing at 
 origin a step back. Rows are carried with powers of two, which is exact. When every row has fallen below the tolerance, or at
 `max_lag`, the rows left are added up by step and swept once more as one stream, the tail: totals stay exact, only the tail's
 lags are not told apart (an adjoint can die and grow again, so nothing is thrown away). One final loss is the same loop
-with one row; several lags of few rows make one block, so that reducers work on many at once.
+with one row. What is worked on at once fits the cache: several lags of few rows make one block, many rows go through in
+lanes of some sequences each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Pulled, Tensors, gradients_by_autograd
-from throughtime.linearize import Linearization, Window
-from throughtime.scaled import DEAD, march, power_of_two, rescale
+from throughtime.block import EVERYONE, Block, contiguous
+from throughtime.cells.cell import Pulled
+from throughtime.linearize import Linearization
+from throughtime.scaled import ALIKE, DEAD, NEAR, march, power_of_two, rescale, shifted, shifts
 
-BLOCK_ENTRIES = 2**17  # numbers of one carry that a block of several lags may hold: its factors stay in cache
-
-
-@dataclass(frozen=True)
-class Block:
-    """Adjoints of R origins over L lags; row (l, r) stands at `steps[l, r]`.
-
-    adjoint: (L, R, B, S·H), times 2^exponent (L, R, B), `DEAD` for rows that are zero. lags: (L,), None in the tail's
-    stream, where lags are mixed. origins: (R,). pulled: what the sweep saw when it pulled these rows back, if it was kept.
-    """
-
-    linearization: Linearization
-    window: Window
-    lags: Tensor | None
-    origins: Tensor
-    steps: Tensor
-    adjoint: Tensor
-    exponent: Tensor
-    pulled: list[Pulled] | None = None
-
-    @cached_property
-    def _at(self) -> slice | Tensor:
-        """Picks the rows out of a window; a slice, which costs nothing, where they are contiguous."""
-        inside = (self.steps - self.window.first).flatten()
-        first, last = int(inside[0]), int(inside[-1])
-        return slice(first, last + 1) if last - first == inside.numel() - 1 and 1 in self.steps.shape else inside
-
-    def take(self, array: Tensor, axis: int = 0) -> Tensor:
-        """The window's array (steps, B, …) at the rows: (L, R, B, …). axis: where its steps are."""
-        taken = array[(slice(None),) * axis + (self._at,)]
-        return taken.unflatten(axis, self.steps.shape)
-
-    @cached_property
-    def common(self) -> Tensor:
-        """(L,) the largest exponent of a lag's rows."""
-        return self.exponent.flatten(1).amax(1)
-
-    @cached_property
-    def _shift(self) -> Tensor | None:
-        """(L, R, B) the power of two from a row's exponent to its lag's; None where all are the same."""
-        shift = self.exponent - self.common[:, None, None]
-        return power_of_two(shift, self.adjoint.dtype) if shift.any() else None
-
-    def _align(self, rows: Tensor) -> Tensor:
-        """(..., L, R, B, N) to one exponent a lag."""
-        return rows if self._shift is None else rows * self._shift.unsqueeze(-1)
-
-    @cached_property
-    def aligned(self) -> Tensor:
-        """(L, R, B, S·H): the adjoints, times 2^common: one exponent a lag, so that rows can be added up."""
-        return self._align(self.adjoint)
-
-    @cached_property
-    def factors(self) -> Tensors:
-        """The factors of the rows' steps."""
-        return {name: self.take(value) for name, value in self.window.factors.items()}
-
-    @cached_property
-    def total(self) -> Tensor:
-        """(L, R, B, H): the aligned adjoints in the space in which paths, units and hops are told."""
-        lin = self.linearization
-        return lin.cell.total(lin.trace.weights, self.aligned, self.factors)
-
-    def _pull(self, paths: bool) -> Pulled:
-        return self.linearization.pull(self.window, self.take, self.aligned, paths)
-
-    @cached_property
-    def pre(self) -> tuple[Tensor, ...]:
-        """(L, R, B, P, H) for each bank: aligned adjoints of the pre-activations; in memory P comes first."""
-        if self.pulled is None:
-            return self._pull(paths=False).pre
-        banks = zip(*(each.pre for each in self.pulled), strict=True)
-        return tuple(
-            self._align(torch.stack([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
-        )
-
-    def rows_by_autograd(self, rows: slice) -> list[Tensors]:
-        """For each lag, the terms of the parameters that stand in none of the cell's products, of these sequences alone.
-
-        In units of 2^common.
-        """
-        lin = self.linearization
-        names = [name for name in lin.trace.weights.tensors() if not lin.cell.blocks(name)]
-        x, before = self.take(self.window.x), self.take(self.window.before)
-        return [
-            dict(
-                zip(
-                    names,
-                    gradients_by_autograd(lin.cell, lin.trace.weights, names, *(each[:, rows] for each in at_lag)),
-                    strict=True,
-                )
-            )
-            for at_lag in zip(x, before, self.aligned, strict=True)
-        ]
-
-    @cached_property
-    def by_autograd(self) -> list[Tensors]:
-        """The same of all sequences together."""
-        return self.rows_by_autograd(slice(None))
-
-    @cached_property
-    def paths(self) -> Tensors:
-        """Port → (L, R, B, H): the aligned adjoints one step back, by path."""
-        if self.pulled is None or not self.pulled[0].paths:
-            return self._pull(paths=True).paths
-        ports = self.pulled[0].paths
-        return {port: self._align(torch.stack([each.paths[port] for each in self.pulled])) for port in ports}
+BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
 
 
 class Consumer(Protocol):
@@ -136,7 +32,7 @@ class Consumer(Protocol):
     paths: bool
 
     def update(self, block: Block) -> None:
-        """Blocks in the order of lags, every (origin, lag) once."""
+        """Blocks in the order of lags, every (origin, lag, sequence) once."""
         ...
 
     def tail(self, block: Block) -> None:
@@ -146,6 +42,17 @@ class Consumer(Protocol):
     def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
         """The adjoint (B, S·H) · 2^exponent (B,) of the initial state, of one origin, or of the whole tail (lag None)."""
         ...
+
+
+@dataclass
+class _Lane:
+    """The rows of some origins and sequences: rows (R, B, S·H) · 2^exponent (R, B) of `origins` (R,), ascending."""
+
+    lin: Linearization
+    sequences: slice
+    origins: Tensor
+    rows: Tensor
+    exponent: Tensor
 
 
 def sweep(
@@ -161,86 +68,165 @@ def sweep(
     0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved. progress(done, of).
     """
     trace = linearization.trace
-    steps = trace.origins()
-    if not steps:
-        return None
-    rows = trace.rows(steps)
-    at = torch.tensor(steps)
-    exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-    highest, lag, length = -torch.inf, 0, trace.steps
-    few = len(steps) == 1
+    lanes = _lanes(linearization)
+    highest, lag, length = -math.inf, 0, trace.steps
+    few = len(trace.origins()) == 1
     paths = any(consumer.paths for consumer in consumers)
     with torch.no_grad():
-        while len(at):
-            if max_lag is not None and lag > max_lag:
-                break
+        while lanes and (max_lag is None or lag <= max_lag):
+            peaks = [lane.rows.abs().amax(-1) for lane in lanes]
             if not few and tolerance > 0:
-                size = _log2_peak(rows, exponent)
+                size = max(_log2(peak, lane.exponent) for peak, lane in zip(peaks, lanes, strict=True))
                 highest = max(highest, size)
-                if size == -torch.inf:  # nothing is left: one row of zeros tells the lags that remain
-                    _end(at[:-1], rows[:-1], exponent[:-1], consumers)
-                    at, rows, exponent, few = at[-1:], rows[-1:], exponent[-1:], True
-                elif size < highest + float(torch.log2(torch.tensor(tolerance))):
+                if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
+                    origins, rows, exponent = _joined(lanes)
+                    for place, origin in enumerate(origins[:-1].tolist()):
+                        _tell_initial(consumers, origin + 1, rows[place], exponent[place])
+                    lanes = [_Lane(linearization, EVERYONE, origins[-1:], rows[-1:], exponent[-1:])]
+                    peaks, few = [rows.new_zeros(exponent[-1:].shape)], True
+                elif size < highest + math.log2(tolerance):
                     break
-            room = max(1, BLOCK_ENTRIES // rows.numel())
-            room = min(room, int(at[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
-            block, rows, exponent = _advance(linearization, at, lag, rows, exponent, room, paths)
-            for consumer in consumers:
-                consumer.update(block)
-            lag += room
-            if int(at[0]) < lag:  # the earliest origin has passed step 0 and stands at the initial state
+            room = 1
+            if len(lanes) == 1:
+                lane = lanes[0]
+                room = max(1, BLOCK_ENTRIES // max(1, lane.rows.numel()))
+                room = min(room, int(lane.origins[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
+                block = _several_lags(lane, lag, room, paths)
                 for consumer in consumers:
-                    consumer.initial(lag, rows[0], exponent[0])
-                at, rows, exponent = at[1:], rows[1:], exponent[1:]
+                    consumer.update(block)
+            else:
+                _one_lag(lanes, peaks, lag, paths, consumers)
+            lag += room
+            passed = [lane for lane in lanes if int(lane.origins[0]) < lag]
+            if passed:  # the earliest origin has passed step 0 and stands at the initial state
+                adjoint, exponent = (torch.cat(parts) for parts in zip(*map(_drop, passed), strict=True))
+                _tell_initial(consumers, lag, adjoint, exponent)
+                lanes = [lane for lane in lanes if len(lane.origins)]
             if progress:
                 progress(min(lag, length), length)
-        if not len(at):
+        if not lanes:
             return None
-        stream(linearization, rows, exponent, at - lag, consumers)
+        origins, rows, exponent = _joined(lanes)
+        stream(linearization, rows, exponent, origins - lag, consumers)
     if progress:
         progress(length, length)
     return lag
 
 
-def _end(origins: Tensor, rows: Tensor, exponent: Tensor, consumers: Sequence[Consumer]) -> None:
-    """Tell the initial state of rows that are zero before they get there."""
-    for place, origin in enumerate(origins.tolist()):
-        for consumer in consumers:
-            consumer.initial(origin + 1, rows[place], exponent[place])
+def _lanes(lin: Linearization) -> list[_Lane]:
+    """All origins of all sequences: in one lane where they are few, else in lanes of about `BLOCK_ENTRIES`."""
+    steps = lin.trace.origins()
+    if not steps:
+        return []
+    origins, rows = torch.tensor(steps), lin.trace.rows(steps)
+    exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    if rows.numel() <= BLOCK_ENTRIES or len(steps) == 1:
+        return [_Lane(lin, EVERYONE, origins, rows, exponent)]
+    count, batch, width = rows.shape
+    most = max(1, BLOCK_ENTRIES // width)  # rows a lane
+    abreast = -(-batch // -(-batch // max(1, most // count)))  # evenly
+    return [
+        _Lane(part, sequences, origins[of], rows[of, sequences].contiguous(), exponent[of, sequences])
+        for sequences in _slices(batch, abreast)
+        for part in [lin.part(sequences)]
+        for of in _slices(count, max(most, 1))
+    ]
 
 
-def _log2_peak(rows: Tensor, exponent: Tensor) -> float:
-    peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1)
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _joined(lanes: list[_Lane]) -> tuple[Tensor, Tensor, Tensor]:
+    """Origins, rows and exponents of all lanes together."""
+    groups: dict[int | None, list[_Lane]] = {}
+    for lane in lanes:
+        groups.setdefault(lane.sequences.start, []).append(lane)
+    together = list(groups.values())
+    return (
+        torch.cat([lane.origins for lane in together[0]]),
+        torch.cat([torch.cat([lane.rows for lane in group]) for group in together], dim=1),
+        torch.cat([torch.cat([lane.exponent for lane in group]) for group in together], dim=1),
+    )
+
+
+def _drop(lane: _Lane) -> tuple[Tensor, Tensor]:
+    """Take the lane's earliest origin out: its adjoint (B, S·H) and exponent (B,)."""
+    first = lane.rows[0], lane.exponent[0]
+    lane.origins, lane.rows, lane.exponent = lane.origins[1:], lane.rows[1:], lane.exponent[1:]
+    return first
+
+
+def _tell_initial(consumers: Sequence[Consumer], lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+    for consumer in consumers:
+        consumer.initial(lag, adjoint, exponent)
+
+
+def _log2(peak: Tensor, exponent: Tensor) -> float:
     return float((torch.log2(peak.double()) + exponent).max())
 
 
-def _advance(
-    lin: Linearization, origins: Tensor, lag: int, rows: Tensor, exponent: Tensor, lags: int, paths: bool
-) -> tuple[Block, Tensor, Tensor]:
-    """Take the rows `lags` steps back; the block of what was passed, and the rows after it.
+def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, consumers: Sequence[Consumer]) -> None:
+    """Take every lane one step back and tell what was passed, lane by lane. peaks: the largest entry of each row."""
+    moved = shifts(torch.cat([peak.flatten() for peak in peaks]), NEAR, ALIKE)
+    if moved is not None:
+        for lane, shift in zip(lanes, moved.split([peak.numel() for peak in peaks]), strict=True):
+            shift = shift.view_as(lane.exponent)
+            lane.rows, lane.exponent = shifted(lane.rows, shift), lane.exponent + shift
+    exponents = [torch.where(peak > 0, lane.exponent, DEAD) for peak, lane in zip(peaks, lanes, strict=True)]
+    common = torch.stack([exponent.amax() for exponent in exponents]).amax(0, keepdim=True)
+    told = torch.tensor([lag])
+    following = [*(lane.sequences for lane in lanes[1:]), None]
+    for lane, exponent, after in zip(lanes, exponents, following, strict=True):
+        steps = lane.origins - lag
+        at = contiguous(steps[None])
+        pulled = lane.lin.pull(lane.lin.whole, lambda array, at=at: array[at], lane.rows, paths)
+        block = Block(
+            lane.lin,
+            lane.lin.whole,
+            told,
+            lane.origins,
+            steps[None],
+            lane.rows[None],
+            exponent[None],
+            common,
+            [pulled],
+            lane.sequences,
+            last=after is None,
+            complete=after != lane.sequences,
+        )
+        for consumer in consumers:
+            consumer.update(block)
+        lane.rows = pulled.carry
+
+
+def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
+    """Take the lane's rows `lags` steps back; the block of what was passed.
 
     A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
     """
-    single = len(origins) == 1
-    top = origins - lag
+    lin, single = lane.lin, len(lane.origins) == 1
+    top = lane.origins - lag
     window = lin.window(int(top[0]) - lags + 1, int(top[0]) + 1) if single else lin.whole
     first, last = int(top[0]) - window.first, int(top[-1]) - window.first
-    contiguous = last - first == len(top) - 1
+    in_a_row = last - first == len(top) - 1
 
     def step(turn: int, rows: Tensor) -> tuple[Tensor, Pulled]:
         if single:
             pulled = lin.pull_step(window, first - turn, rows, paths)
         else:
-            at = slice(first - turn, last - turn + 1) if contiguous else top - turn - window.first
+            at = slice(first - turn, last - turn + 1) if in_a_row else top - turn - window.first
             pulled = lin.pull(window, lambda array: array[at], rows, paths)
         return pulled.carry, pulled
 
-    adjoints, exponents, pulled, rows, exponent = march(step, rows, exponent, lags)
+    adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags)
     told = torch.arange(lag, lag + lags)
     if single:
         adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
-    stacked = torch.stack(adjoints), torch.stack(exponents)
-    return Block(lin, window, told, origins, origins - told[:, None], *stacked, pulled), rows, exponent
+    adjoint, exponent = torch.stack(adjoints), torch.stack(exponents)
+    steps = lane.origins - told[:, None]
+    common = exponent.flatten(1).amax(1)
+    return Block(lin, window, told, lane.origins, steps, adjoint, exponent, common, pulled, lane.sequences)
 
 
 def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:
@@ -259,18 +245,19 @@ def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, co
                 new = torch.maximum(power, exponent[place])
                 adjoint = _shift(adjoint, power - new) + _shift(rows[place], exponent[place] - new)
                 power = new
-            peak = torch.linalg.vector_norm(adjoint, ord=float("inf"), dim=-1)
+            peak = adjoint.abs().amax(-1)
             adjoint, power = rescale(adjoint, power, peak)
             power = torch.where(peak > 0, power, DEAD)
             adjoints[step - first], powers[step - first] = adjoint, power
             adjoint = lin.pull(window, lambda array, at=step - first: array[at], adjoint, paths=False).carry
         at = torch.arange(first, last)
-        block = Block(lin, window, None, steps, at[:, None], adjoints[:, None], powers[:, None])
+        rows_of, exponents = adjoints[:, None], powers[:, None]
+        common = exponents.flatten(1).amax(1)
+        block = Block(lin, window, None, steps, at[:, None], rows_of, exponents, common)
         for consumer in consumers:
             consumer.tail(block)
         last = first
-    for consumer in consumers:
-        consumer.initial(None, adjoint, power)
+    _tell_initial(consumers, None, adjoint, power)
 
 
 def _shift(rows: Tensor, exponent: Tensor) -> Tensor:

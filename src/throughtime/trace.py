@@ -91,6 +91,20 @@ class Trace:
         """λ[t, t] for these steps: (R, B, C)."""
         return self.gradient[steps]
 
+    def part(self, sequences: slice) -> Trace:
+        """Some of the sequences, as far as the derivative of the steps needs them."""
+        return replace(
+            self,
+            x=self.x[:, sequences].contiguous(),
+            carries=self.carries[:, sequences].contiguous(),
+            gradient=self.gradient[:, sequences],
+            noise=None if self.noise is None else self.noise[:, sequences].contiguous(),
+            lengths=None if self.lengths is None else self.lengths[sequences],
+            initial_gradient=None,
+            source=None,
+            external=None,
+        )
+
     def check_finite(self) -> None:
         """Raise InputError that says where the first NaN or infinity stands: causes first, then what they spoil."""
         unit = "(step, sequence, unit)"

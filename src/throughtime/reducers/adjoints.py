@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from throughtime.block import Block
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
 from throughtime.scaled import Scaled, power_of_two
-from throughtime.sweep import Block
 
 
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
@@ -42,26 +42,26 @@ class Adjoints(Reducer):
         assert block.lags is not None
         exponent = 2 * block.common
         by_sequence = row_squares(block).sum(1).T
-        self.sequences.add_at(block.lags, by_sequence, exponent)
-        self._add("squares", block, by_sequence.sum(0))
+        self._of(self.sequences, block).add_at(block.lags, by_sequence, exponent)
+        self.add("squares", block, by_sequence.sum(0))
         # In float64: one unit or state may lie so far below its neighbour that its square leaves float32.
         squares = block.total.double().square()
         units = squares.sum((1, 2)).T
-        self._add("units", block, units)
+        self.add("units", block, units)
         totals = squares.sum(-1)
-        self._add("total", block, units.sum(0))
-        self.totals.add_at(block.lags, totals.sum(1).T, exponent)
+        self.add("total", block, units.sum(0))
+        self._of(self.totals, block).add_at(block.lags, totals.sum(1).T, exponent)
         for place in (block.lags == 0).nonzero().flatten().tolist():
             at_origin = totals[place] * power_of_two(exponent[place])
-            self.entered[:, block.origins.cpu()] += at_origin.T.detach().cpu()
+            self.entered[block.sequences, block.origins.cpu()] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
-            self._add("states", block, torch.stack([*parts, units.sum(0)]))
+            self.add("states", block, torch.stack([*parts, units.sum(0)]))
 
-    def _add(self, name: str, block: Block, value: torch.Tensor) -> None:
-        sums = self.scaled(name)
-        assert block.lags is not None
-        sums.add_at(block.lags, value, 2 * block.common)
+    @staticmethod
+    def _of(sums: Scaled, block: Block) -> Scaled:
+        """The rows of the block's sequences, to be added to."""
+        return Scaled(sums.mantissa[block.sequences], sums.exponent)
 
     def join(self, one: Adjoints, other: Adjoints) -> None:
         self.sequences = one.sequences.beside(other.sequences)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from throughtime.block import Block
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled, march, power_of_two
-from throughtime.sweep import Block
 
 
 class Hops(Reducer):
@@ -22,27 +22,33 @@ class Hops(Reducer):
         super().__init__(linearization)
         steps = linearization.trace.steps
         self.sums = {"carried": Scaled.zeros(steps), "whole": Scaled.zeros(steps)}
-        self.rows: torch.Tensor | None = None
-        self.exponent = torch.zeros(0, dtype=torch.int64)
+        self.origins = torch.tensor(linearization.trace.origins())
+        self.rows = torch.zeros(0)
+        self.exponent = torch.zeros(len(self.origins), linearization.trace.batch, dtype=torch.int64)
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        if self.rows is None:  # lag 0: nothing has left the port yet
-            first = int(block.lags.argmin())
-            self.rows, self.exponent = block.total[first], block.common[first].expand(block.total.shape[1:3])
-        rows, exponent = self.rows[-len(block.origins) :], self.exponent[-len(block.origins) :]
+        first = int(torch.searchsorted(self.origins, block.origins[0].cpu()))
+        at = slice(first, first + len(block.origins)), block.sequences
+        if int(block.lags.min()) == 0:  # nothing has left the port yet
+            place = int(block.lags.argmin())
+            if not self.rows.numel():
+                self.exponent = self.exponent.to(block.total.device)
+                self.rows = block.total.new_zeros(*self.exponent.shape, block.total.shape[-1])
+            self.rows[at], self.exponent[at] = block.total[place], block.common[place]
         order = torch.argsort(block.lags)
         keep = [block.factors["keep"][place] for place in order.tolist()]
-        passed, exponents, _, self.rows, self.exponent = march(
-            lambda turn, rows: (rows * keep[turn], None), rows, exponent, len(keep)
+        passed, exponents, _, rows, exponent = march(
+            lambda turn, rows: (rows * keep[turn], None), self.rows[at], self.exponent[at], len(keep)
         )
+        carried = torch.stack(passed).double()  # a copy: the rows may be the ones that are kept
+        self.rows[at], self.exponent[at] = rows, exponent
         total, common = block.total[order].double(), block.common[order, None, None]
-        inner = (torch.stack(passed).double() * total).sum(-1)
+        inner = (carried * total).sum(-1)
         carried = (inner * power_of_two((torch.stack(exponents) - common).clamp(-1000, 1000))).sum((1, 2))
-        whole = total.square().sum((1, 2, 3))
-        for name, value in (("carried", carried), ("whole", whole)):
-            sums = self.scaled(name)
-            sums.add_at(block.lags[order], value, 2 * block.common[order])
+        back = torch.argsort(order)
+        self.add("carried", block, carried[back])
+        self.add("whole", block, total.square().sum((1, 2, 3))[back])
 
     def finish(self) -> dict[str, np.ndarray]:
         """ "0" and "rest" → (T,) shares that add up to 1."""

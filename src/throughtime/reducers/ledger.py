@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization, Window
-from throughtime.reducers.products import entries, grouped, outer, pre_first, term_squares
+from throughtime.reducers.products import add_outer, entries, grouped, outer, pre_first, term_squares
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.scaled import EMPTY, Scaled, power_of_two
-from throughtime.sweep import Block
 
 
 class Ledger(Reducer):
@@ -56,6 +56,9 @@ class Ledger(Reducer):
             "norms": Scaled.zeros(count, trace.steps),
             "tail_inner": torch.zeros(count, dtype=torch.float64),
         }
+        self.open: list[Tensor] | None = None  # G(τ) of a lag whose rows are not all in
+        widths = [block.shape[1:] for block in self.blocks]
+        self.few = max(height * width // (height + width) + 1 for height, width in widths)
         self.tails: list[Tensor] | None = None
         if keep_terms:
             self.sums["terms"] = torch.zeros(trace.steps, self.rest.weights, dtype=self.blocks[0].dtype)
@@ -89,23 +92,43 @@ class Ledger(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
+        if self.open is not None or not block.last or block.rows > self.few:
+            self._update_formed(block)
+            return
         lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit)
         norms, inner = self.scaled("norms"), self.tensor("inner")
         squares = term_squares(block, self.groups)
         norms.add_at(lags, squares, 2 * block.common)
         inner[:, lags] += (self._inner(block) * scale).cpu()
-        self._take_away(block, lags, (squares.double().sqrt() * scale).cpu())
-
-    def _take_away(self, block: Block, lags: Tensor, sizes: Tensor) -> None:
-        """G − Σ_{τ ≤ K} G(τ), and its norm where asked for: sizes (rows, L) are ‖G(τ)‖ of each row."""
+        sizes = (squares.double().sqrt() * scale).cpu()
         if self.rest.nothing(lags, sizes):
             return
         ps, xs = self._factors(block)
         if self.keep_terms:
-            terms = self.tensor("terms")
-            made = [outer(p, x).transpose(0, 1).flatten(1) for p, x in zip(ps, xs, strict=True)]
-            terms[lags] += torch.cat(made, dim=1)
+            self._keep([outer(p, x) for p, x in zip(ps, xs, strict=True)], lags)
         self.rest.take_away(ps, xs, lags, sizes)
+
+    def _update_formed(self, block: Block) -> None:
+        """The same of many rows: G(τ) itself is made, and everything is read from it."""
+        open_terms = self.open or [None] * len(self.groups)
+        made = [add_outer(term, *group.factors(block)) for term, group in zip(open_terms, self.groups, strict=True)]
+        self.open = None if block.last else made
+        if not block.last:
+            return
+        assert block.lags is not None
+        lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit, made[0].dtype)
+        norms, inner = self.scaled("norms"), self.tensor("inner")
+        norms.add_at(lags, torch.cat([term.square().sum((2, 3)) for term in made]), 2 * block.common)
+        terms = [term * scale[:, None, None] for term in made]
+        products = [(term * g[:, None]).sum((2, 3)) for term, g in zip(terms, self.blocks, strict=True)]
+        inner[:, lags] += torch.cat(products).double().cpu()
+        if self.keep_terms:
+            self._keep(terms, lags)
+        self.rest.take_away_formed(terms, lags)
+
+    def _keep(self, terms: list[Tensor], lags: Tensor) -> None:
+        kept = self.tensor("terms")
+        kept[lags] += torch.cat([term.transpose(0, 1).flatten(1) for term in terms], dim=1)
 
     def tail(self, block: Block) -> None:
         inner = self.tensor("tail_inner")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from throughtime.block import Block
 from throughtime.flow import OriginStep
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import loss_pairs
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import power_of_two
-from throughtime.sweep import Block
 
 SIDE = 512  # cells a side at most; a longer sequence is told by blocks of steps
 
@@ -27,7 +27,7 @@ class OriginSteps(Reducer):
         row = torch.full((steps // self.width + 1,), -1, dtype=torch.int64)
         row[self.origins] = torch.arange(len(self.origins))
         self.row_of = row
-        self.pairs = loss_pairs(linearization).sum(1)
+        self.pairs = loss_pairs(linearization)
         cells = len(self.origins) * self.columns
         self.log2 = torch.full((cells,), -torch.inf, dtype=torch.float64)
         self.count = torch.zeros(cells, dtype=torch.float64)
@@ -44,7 +44,7 @@ class OriginSteps(Reducer):
         base = torch.where(torch.isfinite(highest), highest, 0.0)
         mantissa = torch.zeros_like(base).index_add(0, inverse, torch.exp2(value - base[inverse]))
         self.log2[touched] = torch.logaddexp2(self.log2[touched], torch.log2(mantissa) + base)
-        self.count.index_add_(0, cell, self.pairs[origins].double())
+        self.count.index_add_(0, cell, self.pairs[origins, block.sequences].sum(1).double())
 
     def initial(self, lag: int | None, adjoint: torch.Tensor, exponent: torch.Tensor) -> None:
         """Steps of an origin that no block named, because nothing of it was left, are told as zero."""

@@ -7,10 +7,10 @@ from functools import reduce
 import numpy as np
 import torch
 
+from throughtime.block import Block, contiguous
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled
-from throughtime.sweep import Block
 
 
 class Paths(Reducer):
@@ -22,38 +22,38 @@ class Paths(Reducer):
         super().__init__(linearization)
         steps = linearization.trace.steps
         self.ports = linearization.cell.ports
+        self.last = max(linearization.trace.origins(), default=0)
         self.sums = {"paths": Scaled.zeros(len(self.ports), steps), "whole": Scaled.zeros(steps)}
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        cell, window = self.linearization.cell, block.window
+        cell, window, paths = self.linearization.cell, block.window, block.paths
         landing = block.steps - 1
         inside = landing >= 0
-        if not inside.any():
-            return
+        if len(landing) == 1:  # origins are ascending: those that land before the first step stand first
+            passed = int((~inside).sum())
+            landing, paths = landing[:, passed:], {port: path[:, passed:] for port, path in paths.items()}
+        elif not inside.all():
+            paths = {port: path * inside[..., None, None] for port, path in paths.items()}
         # A path ends one step earlier than the window's steps.
-        factors, at = {}, (landing - max(0, window.first - 1)).clamp_min(0)
-        for name in cell.landing:
+        factors, earlier = {}, max(0, window.first - 1)
+        for name in cell.landing if landing.numel() else ():
             here = window.factors[name]
             if window.first:
-                earlier = self.linearization.window(window.first - 1, window.first).factors[name]
-                here = torch.cat((earlier, here))
-            factors[name] = here[at]
-        weights = self.linearization.trace.weights
-        paths = [cell.path_total(weights, port, path, factors) for port, path in block.paths.items()]
-        if not inside.all():
-            paths = [path * inside[..., None, None] for path in paths]
-        whole = reduce(torch.add, paths)
-        inner = torch.stack([(path * whole).sum((1, 2, 3)) for path in paths])
-        lands = inside.any(1)
-        lags, exponent = block.lags[lands] + 1, 2 * block.common[lands]
-        self._add("paths", lags, inner[:, lands], exponent)
-        self._add("whole", lags, whole.square().sum((1, 2, 3))[lands], exponent)
-
-    def _add(self, name: str, lags: torch.Tensor, value: torch.Tensor, exponent: torch.Tensor) -> None:
-        sums = self.scaled(name)
-        told = lags < self.linearization.trace.steps
-        sums.add_at(lags[told], value[..., told], exponent[told])
+                here = torch.cat((self.linearization.window(earlier, window.first).factors[name], here))
+            at = contiguous((landing - earlier).clamp_min(0))
+            factors[name] = here[at].unflatten(0, landing.shape)
+        inner, size = torch.zeros(len(self.ports), len(block.lags)), torch.zeros(len(block.lags))
+        if landing.numel():
+            weights = self.linearization.trace.weights
+            totals = [cell.path_total(weights, port, path, factors) for port, path in paths.items()]
+            whole = reduce(torch.add, totals)
+            inner = torch.stack([(path * whole).sum((1, 2, 3)) for path in totals])
+            size = whole.square().sum((1, 2, 3))
+        # Where no origin reaches back so far, there is nothing to tell.
+        lags = torch.where(block.lags < self.last, block.lags + 1, self.linearization.trace.steps)
+        self.add("paths", block, inner, lags)
+        self.add("whole", block, size, lags)
 
     def finish(self) -> dict[str, np.ndarray]:
         """Port → (T,) shares, NaN at lag 0."""

@@ -14,8 +14,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.sweep import Block
 
 AUTOGRAD = "autograd"  # the operand of parameters that stand in no product
 
@@ -120,6 +120,15 @@ def outer(p: Tensor, x: Tensor | None) -> Tensor:
     A bias is summed and not multiplied by ones: matrix products add long columns up with a growing error.
     """
     return p.sum(-2).unsqueeze(-1) if x is None else p.mT @ x
+
+
+def add_outer(total: Tensor | None, p: Tensor, x: Tensor | None) -> Tensor:
+    """`outer` of p (K, L, N, H) and x (L, N, width) added to a total (K, L, H, width), in place; None is nothing yet."""
+    if total is None or x is None or p.shape[1] > 1:
+        made = outer(p, x)
+        return made if total is None else total.add_(made)
+    total[:, 0].baddbmm_(p[:, 0].mT, x.expand(len(p), -1, -1))
+    return total
 
 
 def pre_first(block: Block, bank: int = 0) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.linearize import Linearization
 from throughtime.scaled import Scaled, power_of_two
-from throughtime.sweep import Block
 
 
 class Reducer:
@@ -26,6 +26,7 @@ class Reducer:
     def __init__(self, linearization: Linearization) -> None:
         self.linearization = linearization
         self.sums: dict[str, Scaled | Tensor] = {}
+        self._open: dict[str, Tensor] = {}
 
     def update(self, block: Block) -> None:
         """A block of told-apart lags."""
@@ -47,6 +48,21 @@ class Reducer:
         value = self.sums[name]
         assert isinstance(value, Tensor)
         return value
+
+    def add(self, name: str, block: Block, value: Tensor, lags: Tensor | None = None) -> None:
+        """Add value (..., L) · 4^common to this sum, at the block's lags or at these, once all blocks of the lag are in."""
+        whole = self._open.pop(name) + value if name in self._open else value
+        if not block.last:
+            self._open[name] = whole
+            return
+        at = block.lags if lags is None else lags
+        assert at is not None
+        there = at < self.linearization.trace.steps
+        if not there.all():
+            at, whole, common = at[there], whole[..., there], block.common[there]
+        else:
+            common = block.common
+        self.scaled(name).add_at(at, whole, 2 * common)
 
     def merge(self, other: Self) -> Self:
         """The same analysis over the sequences of both."""

@@ -53,6 +53,14 @@ class Remainder:
             if not self.nothing(lags[places], sizes[:, places]):
                 self._one_by_one(ps, xs, lags, int(places.min()), int(places.max()) + 1)
 
+    def take_away_formed(self, terms: list[Tensor], lags: Tensor) -> None:
+        """Terms G(τ) of a block that were made: (K, L, H, width) by group."""
+        for place in torch.argsort(lags).tolist():
+            for left, term in zip(self.left, terms, strict=True):
+                left -= term[:, place]
+            self.size = norm(self.left)
+            self._tell(lags[place : place + 1], self.size, self.size)
+
     def take_away_untold(self, terms: list[Tensor]) -> None:
         """Terms of the tail, by group: nothing is told of their lags."""
         for left, term in zip(self.left, terms, strict=True):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.linearize import Linearization
 from throughtime.reducers.products import AUTOGRAD, Blocks, grouped, outer
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled
-from throughtime.sweep import Block
 
 
 class SignalToNoise(Reducer):
@@ -19,12 +19,22 @@ class SignalToNoise(Reducer):
     def __init__(self, linearization: Linearization) -> None:
         super().__init__(linearization)
         self.groups = grouped(linearization)
+        self.open: list[Tensor] | None = None
         trace = linearization.trace
         self.sums = {"single": Scaled.zeros(trace.steps), "sequences": torch.tensor(trace.batch)}
 
     def update(self, block: Block) -> None:
-        assert block.lags is not None
-        self.scaled("single").add_at(block.lags, sequence_squares(block, self.groups), 2 * block.common)
+        if self.open is None and block.complete:
+            self.add("single", block, sequence_squares(block, self.groups))
+            return
+        # The origins of these sequences come in several blocks: their terms are added up first.
+        terms = sequence_terms(block, self.groups)
+        self.open = terms if self.open is None else [a + b for a, b in zip(self.open, terms, strict=True)]
+        single = torch.zeros(1, dtype=torch.float64)
+        if block.complete:
+            single = torch.stack([term.double().square().sum() for term in self.open]).sum(0, keepdim=True).cpu()
+            self.open = None
+        self.add("single", block, single)
 
     def finish(self, norms: Scaled) -> np.ndarray:
         """(T,) from the ledger's ‖G(τ)‖² (rows, T); NaN at B = 1 and where all sequences have the same term."""
@@ -36,6 +46,21 @@ class SignalToNoise(Reducer):
         with np.errstate(divide="ignore", invalid="ignore"):
             noise = (1 - spread / batch) / (batch - 1) / batch
             return np.where(noise > 1e-12, (spread / batch**2 - noise) / noise, np.nan)
+
+
+def sequence_terms(block: Block, groups: list[Blocks]) -> list[Tensor]:
+    """G_b(τ) of a block of one lag: (K, B, H, width) by group, in units of 2^common."""
+    count, batch = block.adjoint.shape[1:3]
+    terms = []
+    for group in groups:
+        if group.operand == AUTOGRAD:
+            alone = [block.rows_by_autograd(slice(each, each + 1))[0] for each in range(batch)]
+            terms.append(torch.stack([own[group.parameter].flatten() for own in alone])[None, :, :, None])
+            continue
+        p, x = group.factors(block)
+        p = p[:, 0].unflatten(1, (count, batch)).transpose(1, 2)
+        terms.append(outer(p, None if x is None else x[0].unflatten(0, (count, batch)).transpose(0, 1)))
+    return terms
 
 
 def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:

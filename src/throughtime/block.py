@@ -1,0 +1,136 @@
+"""What a sweep hands to its reducers: adjoints of some origins at some lags, and what is made of them when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import Pulled, Tensors, gradients_by_autograd
+from throughtime.linearize import Linearization, Window
+from throughtime.scaled import power_of_two
+
+EVERYONE = slice(None)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Adjoints of R origins over L lags; row (l, r) stands at `steps[l, r]`.
+
+    adjoint: (L, R, B, S·H), times 2^exponent (L, R, B), `DEAD` for rows that are zero. lags: (L,), None in the tail's
+    stream, where lags are mixed. origins: (R,). common: (L,) one exponent a lag, of its largest row. pulled: what the sweep
+    saw when it pulled these rows back, if it was kept. sequences: which of the batch these B are. The rows of a lag may
+    come in several blocks: `last` says that this is the last of them, `complete` that it is the last of its sequences.
+    """
+
+    linearization: Linearization
+    window: Window
+    lags: Tensor | None
+    origins: Tensor
+    steps: Tensor
+    adjoint: Tensor
+    exponent: Tensor
+    common: Tensor
+    pulled: list[Pulled] | None = None
+    sequences: slice = field(default_factory=lambda: EVERYONE)
+    last: bool = True
+    complete: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows a lag, sequences told apart."""
+        return self.adjoint.shape[1] * self.adjoint.shape[2]
+
+    @cached_property
+    def _at(self) -> slice | Tensor:
+        return contiguous(self.steps - self.window.first)
+
+    def take(self, array: Tensor, axis: int = 0) -> Tensor:
+        """The window's array (steps, B, …) at the rows: (L, R, B, …). axis: where its steps are."""
+        taken = array[(slice(None),) * axis + (self._at,)]
+        return taken.unflatten(axis, self.steps.shape)
+
+    @cached_property
+    def _shift(self) -> Tensor | None:
+        """(L, R, B) the power of two from a row's exponent to its lag's; None where all are the same."""
+        shift = self.exponent - self.common[:, None, None]
+        return power_of_two(shift, self.adjoint.dtype) if shift.any() else None
+
+    def _align(self, rows: Tensor) -> Tensor:
+        """(..., L, R, B, N) to one exponent a lag."""
+        return rows if self._shift is None else rows * self._shift.unsqueeze(-1)
+
+    @cached_property
+    def aligned(self) -> Tensor:
+        """(L, R, B, S·H): the adjoints, times 2^common: one exponent a lag, so that rows can be added up."""
+        return self._align(self.adjoint)
+
+    @cached_property
+    def factors(self) -> Tensors:
+        """The factors of the rows' steps."""
+        return {name: self.take(value) for name, value in self.window.factors.items()}
+
+    @cached_property
+    def total(self) -> Tensor:
+        """(L, R, B, H): the aligned adjoints in the space in which paths, units and hops are told."""
+        lin = self.linearization
+        return lin.cell.total(lin.trace.weights, self.aligned, self.factors)
+
+    def _pull(self, paths: bool) -> Pulled:
+        return self.linearization.pull(self.window, self.take, self.aligned, paths)
+
+    @cached_property
+    def pre(self) -> tuple[Tensor, ...]:
+        """(L, R, B, P, H) for each bank: aligned adjoints of the pre-activations; in memory P comes first."""
+        if self.pulled is None:
+            return self._pull(paths=False).pre
+        banks = zip(*(each.pre for each in self.pulled), strict=True)
+        return tuple(
+            self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
+        )
+
+    def rows_by_autograd(self, rows: slice) -> list[Tensors]:
+        """For each lag, the terms of the parameters that stand in none of the cell's products, of these sequences alone.
+
+        In units of 2^common.
+        """
+        lin = self.linearization
+        names = [name for name in lin.trace.weights.tensors() if not lin.cell.blocks(name)]
+        x, before = self.take(self.window.x), self.take(self.window.before)
+        return [
+            dict(
+                zip(
+                    names,
+                    gradients_by_autograd(lin.cell, lin.trace.weights, names, *(each[:, rows] for each in at_lag)),
+                    strict=True,
+                )
+            )
+            for at_lag in zip(x, before, self.aligned, strict=True)
+        ]
+
+    @cached_property
+    def by_autograd(self) -> list[Tensors]:
+        """The same of all sequences together."""
+        return self.rows_by_autograd(slice(None))
+
+    @cached_property
+    def paths(self) -> Tensors:
+        """Port → (L, R, B, H): the aligned adjoints one step back, by path."""
+        if self.pulled is None or not self.pulled[0].paths:
+            return self._pull(paths=True).paths
+        ports = self.pulled[0].paths
+        return {port: self._align(_beside([each.paths[port] for each in self.pulled])) for port in ports}
+
+
+def contiguous(places: Tensor) -> slice | Tensor:
+    """What picks the places (L, R) along an axis; a slice, which costs nothing, where they follow each other."""
+    flat = places.flatten()
+    first, last = int(flat[0]), int(flat[-1])
+    return slice(first, last + 1) if last - first == flat.numel() - 1 and 1 in places.shape else flat
+
+
+def _beside(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """Stacked; without a copy where there is one."""
+    return parts[0].unsqueeze(dim) if len(parts) == 1 else torch.stack(parts, dim)
