@@ -91,6 +91,11 @@ class Block:
             self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
         )
 
+    @cached_property
+    def sums(self) -> tuple[Tensor, ...]:
+        """(P, L, H) for each bank: the adjoints of the pre-activations, added up over rows and sequences."""
+        return tuple(bank.movedim(-2, 0).flatten(2, 3).sum(2) for bank in self.pre)
+
     def rows_by_autograd(self, rows: slice) -> list[Tensors]:
         """For each lag, the terms of the parameters that stand in none of the cell's products, of these sequences alone.
 

@@ -7,7 +7,6 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -19,28 +18,53 @@ Kept = TypeVar("Kept")
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 
 
-@dataclass
 class Scaled:
-    """mantissa (..., N) float64 times 2^exponent (N,), int64. Sums may be added to each other."""
+    """mantissa (..., N) float64 times 2^exponent (N,), int64. Sums may be added to each other.
 
-    mantissa: Tensor
-    exponent: Tensor
+    What is added is kept as it comes, and added up when a number is asked for: a sweep adds at every lag.
+    """
+
+    def __init__(self, mantissa: Tensor, exponent: Tensor) -> None:
+        self._mantissa, self._exponent = mantissa, exponent
+        self._waiting: dict[tuple[int | None, int | None], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     @staticmethod
     def zeros(*shape: int) -> Scaled:
         """Nothing summed yet."""
         return Scaled(torch.zeros(shape, dtype=torch.float64), torch.full(shape[-1:], EMPTY, dtype=torch.int64))
 
-    def add_at(self, index: Tensor, value: Tensor, exponent: Tensor) -> None:
-        """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once."""
-        value, exponent, index = value.detach().double().cpu(), exponent.long().cpu(), index.cpu()
-        if (self.exponent[index] == EMPTY).all():
-            self.mantissa[..., index], self.exponent[index] = value, exponent
-            return
-        new = torch.maximum(self.exponent[index], exponent)
-        old = power_of_two(self.exponent[index] - new)
-        self.mantissa[..., index] = self.mantissa[..., index] * old + value * power_of_two(exponent - new)
-        self.exponent[index] = new
+    def add_at(self, index: Tensor, value: Tensor, exponent: Tensor, rows: slice = slice(None)) -> None:
+        """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once; of some rows (first axis)."""
+        self._waiting.setdefault((rows.start, rows.stop), []).append((index, value, exponent))
+
+    @property
+    def mantissa(self) -> Tensor:
+        self._settle()
+        return self._mantissa
+
+    @property
+    def exponent(self) -> Tensor:
+        self._settle()
+        return self._exponent
+
+    def _settle(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for bounds, added in waiting.items():
+            index, exponent = (torch.cat([each[place] for each in added]).long().cpu() for place in (0, 2))
+            value = torch.cat([each[1].detach().double() for each in added], dim=-1).cpu()
+            if len(index.unique()) == len(index):
+                self._add(slice(*bounds), index, value, exponent)
+            else:
+                for place in range(len(index)):
+                    one = slice(place, place + 1)
+                    self._add(slice(*bounds), index[one], value[..., one], exponent[one])
+
+    def _add(self, rows: slice, index: Tensor, value: Tensor, exponent: Tensor) -> None:
+        own = self._mantissa[rows] if self._mantissa.ndim > 1 else self._mantissa  # a view
+        new = torch.maximum(self._exponent[index], exponent)
+        self._mantissa[..., index] = self._mantissa[..., index] * power_of_two(self._exponent[index] - new)
+        own[..., index] += value * power_of_two(exponent - new)
+        self._exponent[index] = new
 
     def __add__(self, other: Scaled) -> Scaled:
         new = torch.maximum(self.exponent, other.exponent)
@@ -128,13 +152,18 @@ def shifted(rows: Tensor, shift: Tensor) -> Tensor:
 
 
 def march(
-    step: Callable[[int, Tensor], tuple[Tensor, Kept]], rows: Tensor, exponent: Tensor, count: int
+    step: Callable[[int, Tensor], tuple[Tensor, Kept]],
+    rows: Tensor,
+    exponent: Tensor,
+    count: int,
+    entering: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Kept], Tensor, Tensor]:
     """Apply a linear step `count` times to rows (..., N) · 2^exponent (...), rescaled wherever a row leaves `RANGE`.
 
-    step(turn, rows) → (the next rows, what to keep of the turn). Returns rows, exponents (`DEAD` where a row is zero) and
-    what was kept by turn, then rows and exponent after the last. Several steps are taken before their rows are looked at; a
-    run in which one has left the range is taken back to there, so no step ever starts from rows beyond it.
+    step(turn, rows) → (the next rows, what to keep of the turn). entering: rows (count, ..., N) and exponents (count, ...)
+    that are added before each step. Returns rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows
+    and exponent after the last. Several steps are taken before their rows are looked at; a run in which one has left the
+    range is taken back to there, so no step ever starts from rows beyond it.
     """
     passed: list[Tensor] = []
     powers: list[Tensor] = []
@@ -143,7 +172,17 @@ def march(
     while len(passed) < count:
         rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR, ALIKE)
         start = len(passed)
-        for turn in range(start, min(start + reach, count)):
+        stop = min(start + reach, count)
+        before, added = [], None
+        if entering is not None:
+            powers_in = entering[1][start:stop]
+            unit = torch.maximum(exponent, powers_in.amax(0))
+            rows, exponent = shifted(rows, unit - exponent), unit
+            added = shifted(entering[0][start:stop], unit - powers_in).unbind()
+        for turn in range(start, stop):
+            before.append(rows)
+            if added is not None:
+                rows = rows + added[turn - start]
             passed.append(rows)
             rows, kept = step(turn, rows)
             told.append(kept)
@@ -152,7 +191,7 @@ def march(
         beyond = left[1:].flatten(1).any(1).nonzero()
         if len(beyond):
             reach = int(beyond[0]) + 1
-            rows = passed[start + reach]
+            rows = before[reach]
             del passed[start + reach :], told[start + reach :]
         else:
             reach = min(2 * reach, LONGEST)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from throughtime.block import EVERYONE, Block, contiguous
 from throughtime.cells.cell import Pulled
-from throughtime.linearize import Linearization
-from throughtime.scaled import ALIKE, DEAD, NEAR, march, power_of_two, rescale, shifted, shifts
+from throughtime.linearize import Linearization, Window
+from throughtime.scaled import ALIKE, DEAD, NEAR, march, shifted, shifts
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
 
@@ -230,35 +230,31 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
 
 
 def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:
-    """Add the rows (R, B, S·H) · 2^exponent up by step, as they stand at `steps` ascending, and sweep the sum to the start."""
-    entering = {int(step): place for place, step in enumerate(steps)}
-    adjoint, power = torch.zeros_like(rows[0]), torch.full_like(exponent[0], DEAD)
+    """Add the rows (R, B, S·H) · 2^exponent (R, B) up by step, as they stand at `steps` (R,) ascending, and sweep the sum
+    to the start."""
+    adjoint, power = torch.zeros_like(rows[:1]), torch.full_like(exponent[:1], DEAD)
     room = max(1, BLOCK_ENTRIES // adjoint.numel())
     last = int(steps[-1]) + 1
     while last > 0:
         first = max(0, last - room)
         window = lin.window(first, last)
-        adjoints, powers = rows.new_empty(last - first, *adjoint.shape), power.new_empty(last - first, *power.shape)
-        for step in reversed(range(first, last)):
-            if step in entering:
-                place = entering[step]
-                new = torch.maximum(power, exponent[place])
-                adjoint = _shift(adjoint, power - new) + _shift(rows[place], exponent[place] - new)
-                power = new
-            peak = adjoint.abs().amax(-1)
-            adjoint, power = rescale(adjoint, power, peak)
-            power = torch.where(peak > 0, power, DEAD)
-            adjoints[step - first], powers[step - first] = adjoint, power
-            adjoint = lin.pull(window, lambda array, at=step - first: array[at], adjoint, paths=False).carry
-        at = torch.arange(first, last)
-        rows_of, exponents = adjoints[:, None], powers[:, None]
+        here = (steps >= first) & (steps < last)
+        turn = last - 1 - steps[here]
+        entering = rows.new_zeros(last - first, *adjoint.shape), torch.full((last - first, *power.shape), DEAD)
+        entering[0][turn, 0], entering[1][turn, 0] = rows[here], exponent[here].cpu()
+
+        def step(turn: int, rows: Tensor, window: Window = window) -> tuple[Tensor, Pulled]:
+            pulled = lin.pull_step(window, window.last - 1 - turn - window.first, rows, paths=False)
+            return pulled.carry, pulled
+
+        passed, powers, pulled, adjoint, power = march(
+            step, adjoint, power, last - first, (entering[0], entering[1].to(power.device))
+        )
+        adjoints, exponents = torch.stack(passed[::-1]), torch.stack(powers[::-1])
+        at = torch.arange(first, last)[:, None]
         common = exponents.flatten(1).amax(1)
-        block = Block(lin, window, None, steps, at[:, None], rows_of, exponents, common)
+        block = Block(lin, window, None, steps, at, adjoints, exponents, common, pulled[::-1])
         for consumer in consumers:
             consumer.tail(block)
         last = first
-    _tell_initial(consumers, None, adjoint, power)
-
-
-def _shift(rows: Tensor, exponent: Tensor) -> Tensor:
-    return rows * power_of_two(exponent, rows.dtype).unsqueeze(-1)
+    _tell_initial(consumers, None, adjoint[0], power[0])

@@ -100,8 +100,8 @@ class GRU(Cell):
         kept = adjoint * factors["keep"]
         # r, z, m: the rows of weight_hh in order
         by_gate = back_through(pre[..., :3, :], w.weight_hh.view(3, -1, adjoint.shape[-1]))
-        carry = by_gate.sum(0).add_(kept)
+        reset, update, candidate = by_gate.unbind()
+        carry = kept + reset + update + candidate
         if not paths:
             return Pulled((pre,), carry, {})
-        reset, update, candidate = by_gate.unbind()
         return Pulled((pre,), carry, {"carry": kept, "update": update, "candidate": candidate, "reset": reset})

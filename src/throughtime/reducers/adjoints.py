@@ -41,27 +41,22 @@ class Adjoints(Reducer):
     def update(self, block: Block) -> None:
         assert block.lags is not None
         exponent = 2 * block.common
-        by_sequence = row_squares(block).sum(1).T
-        self._of(self.sequences, block).add_at(block.lags, by_sequence, exponent)
-        self.add("squares", block, by_sequence.sum(0))
         # In float64: one unit or state may lie so far below its neighbour that its square leaves float32.
         squares = block.total.double().square()
         units = squares.sum((1, 2)).T
         self.add("units", block, units)
         totals = squares.sum(-1)
+        by_sequence = (totals if block.total is block.adjoint else row_squares(block)).sum(1).T
+        self.sequences.add_at(block.lags, by_sequence, exponent, block.sequences)
+        self.add("squares", block, by_sequence.sum(0))
         self.add("total", block, units.sum(0))
-        self._of(self.totals, block).add_at(block.lags, totals.sum(1).T, exponent)
+        self.totals.add_at(block.lags, totals.sum(1).T, exponent, block.sequences)
         for place in (block.lags == 0).nonzero().flatten().tolist():
             at_origin = totals[place] * power_of_two(exponent[place])
             self.entered[block.sequences, block.origins.cpu()] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
             self.add("states", block, torch.stack([*parts, units.sum(0)]))
-
-    @staticmethod
-    def _of(sums: Scaled, block: Block) -> Scaled:
-        """The rows of the block's sequences, to be added to."""
-        return Scaled(sums.mantissa[block.sequences], sums.exponent)
 
     def join(self, one: Adjoints, other: Adjoints) -> None:
         self.sequences = one.sequences.beside(other.sequences)

@@ -16,7 +16,7 @@ from torch import Tensor
 from throughtime.block import Block
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization, Window
-from throughtime.reducers.products import add_outer, entries, grouped, outer, pre_first, term_squares
+from throughtime.reducers.products import add_terms, entries, grouped, outer, term_squares
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.scaled import EMPTY, Scaled, power_of_two
@@ -74,13 +74,12 @@ class Ledger(Reducer):
             ]
             self.cached = block.window, projections
         steps, out = block.window.last - block.window.first, []
-        summed = {bank: pre_first(block, bank).sum(2) for bank in range(len(block.pre))}
         for group, g, projected in zip(self.groups, self.blocks, projections, strict=True):
             if projected is not None:
                 taken = block.take(projected.unflatten(1, (steps, -1)), axis=1).flatten(2, 3)
                 out.append((group.factors(block)[0] * taken).sum((2, 3)))
             else:
-                own = summed[group.bank][group.places] if group.operand == "1" else group.factors(block)[0].sum(2)
+                own = block.sums[group.bank][group.places] if group.operand == "1" else group.factors(block)[0].sum(2)
                 out.append((own @ g).squeeze(-1))
         return torch.cat(out).double()
 
@@ -111,7 +110,7 @@ class Ledger(Reducer):
     def _update_formed(self, block: Block) -> None:
         """The same of many rows: G(τ) itself is made, and everything is read from it."""
         open_terms = self.open or [None] * len(self.groups)
-        made = [add_outer(term, *group.factors(block)) for term, group in zip(open_terms, self.groups, strict=True)]
+        made = [add_terms(group, block, term) for group, term in zip(self.groups, open_terms, strict=True)]
         self.open = None if block.last else made
         if not block.last:
             return

@@ -61,7 +61,7 @@ def entries(linearization: Linearization) -> list[Entry]:
 class Blocks:
     """Gate blocks of one parameter that share operand and bank: ledger rows that follow each other.
 
-    count: of the blocks that the parameter stacks. places, indices: see `Entry`.
+    count: of the blocks that the parameter stacks. places, indices: see `Entry`; the places lie side by side.
     """
 
     parameter: str
@@ -92,20 +92,24 @@ class Blocks:
         if self.operand == AUTOGRAD:
             return _by_autograd(block, self.parameter), None
         pre = pre_first(block, self.bank)
-        first, last = self.places[0], self.places[-1] + 1
-        side_by_side = self.places == list(range(first, last))
-        p = pre[first:last] if side_by_side else pre[self.places]  # without a copy where they lie side by side
+        p = pre[self.places[0] : self.places[-1] + 1]
         x = operand(block, self.operand)
         return (p * x, None) if self.elementwise and x is not None else (p, x)
 
 
 def grouped(linearization: Linearization) -> list[Blocks]:
-    """The rows of `entries` by parameter, operand and bank, so that one matrix product serves all of their gates."""
-    alike = groupby(entries(linearization), lambda row: (row.parameter, row.operand, row.bank, row.elementwise))
+    """The rows of `entries` that one matrix product serves: of one parameter, operand and bank, places side by side."""
+    numbered = enumerate(entries(linearization))
+    alike = groupby(
+        numbered,
+        lambda each: (each[1].parameter, each[1].operand, each[1].bank, each[1].elementwise, each[1].place - each[0]),
+    )
     return [
-        Blocks(*key, len(linearization.cell.blocks(key[0])) or 1, [r.place for r in group], [r.index for r in group])
+        Blocks(
+            *key[:4], len(linearization.cell.blocks(key[0])) or 1, [r.place for r in group], [r.index for r in group]
+        )
         for key, each in alike
-        for group in [list(each)]
+        for group in [[row for _, row in each]]
     ]
 
 
@@ -114,21 +118,25 @@ def operand(block: Block, name: str) -> Tensor | None:
     return None if name == "1" else block.take(block.window.operands[name]).flatten(1, 2)
 
 
+def add_terms(group: Blocks, block: Block, total: Tensor | None) -> Tensor:
+    """G(τ) of the block's rows (K, L, H, width), in units of 2^common, added to a total in place; None is nothing yet."""
+    if group.operand == "1":
+        made = block.sums[group.bank][group.places].unsqueeze(-1)
+    else:
+        p, x = group.factors(block)
+        if total is not None and x is not None and p.shape[1] == 1:
+            total[:, 0].baddbmm_(p[:, 0].mT, x.expand(len(p), -1, -1))
+            return total
+        made = outer(p, x)
+    return made if total is None else total.add_(made)
+
+
 def outer(p: Tensor, x: Tensor | None) -> Tensor:
     """Σ p ⊗ x over rows: (…, N, H), (…, N, width) to (…, H, width); x None is a bias, whose operand is 1.
 
     A bias is summed and not multiplied by ones: matrix products add long columns up with a growing error.
     """
     return p.sum(-2).unsqueeze(-1) if x is None else p.mT @ x
-
-
-def add_outer(total: Tensor | None, p: Tensor, x: Tensor | None) -> Tensor:
-    """`outer` of p (K, L, N, H) and x (L, N, width) added to a total (K, L, H, width), in place; None is nothing yet."""
-    if total is None or x is None or p.shape[1] > 1:
-        made = outer(p, x)
-        return made if total is None else total.add_(made)
-    total[:, 0].baddbmm_(p[:, 0].mT, x.expand(len(p), -1, -1))
-    return total
 
 
 def pre_first(block: Block, bank: int = 0) -> Tensor:
