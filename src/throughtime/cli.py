@@ -73,6 +73,9 @@ file_options = (
     ),
     click.option("--scale", help="A file of weights: what integers are multiplied by, such as 1/128."),
     click.option("--forget-bias", help="A file of LSTM weights: what the runtime adds to the forget gate's logit."),
+    click.option("--initial-h", help="A file of weights: the array that holds the state at the begin, or zero."),
+    click.option("--initial-c", help="A file of LSTM weights: likewise of the cell."),
+    click.option("--peephole", help="A file of LSTM weights: the array of the peepholes i, f, o, or three: a,b,c."),
 )
 input_options = _together(
     click.argument("model"),
@@ -307,7 +310,10 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue
         words = ", ".join(f"{name} {word}" for name, word in each.convention.told().items() if name != "cell" and word)
-        click.echo(f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}")
+        begins = "; begins at a state of the file" if each.initial_state else ""
+        click.echo(
+            f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}{begins}"
+        )
         for finding in each.findings:
             click.echo(f"  {finding.code} {finding.name} [{finding.severity}] {finding.message}")
 
@@ -352,16 +358,10 @@ def _diagnosed(
     max_lag: int | None,
     seed: int,
     trust: bool,
-    cell: str | None,
-    gates: str | None,
-    layout: str | None,
-    reset: str | None,
-    z: str | None,
-    scale: str | None,
-    forget_bias: str | None,
     verify: bool,
     verify_steps: int,
     verify_seeds: int,
+    **said: str | None,
 ) -> Report:
     from throughtime.errors import InputError
     from throughtime.progress import bar
@@ -372,8 +372,6 @@ def _diagnosed(
         from throughtime import sources
         from throughtime.diagnosis.diagnose import diagnose as run
 
-        said = {"cell": cell, "gates": gates, "layout": layout, "reset": reset, "z": z}
-        said |= {"scale": scale, "forget_bias": forget_bias}
         convention = {name: word for name, word in said.items() if word is not None}
         wanted: str | None = None
         if sources.is_file(model):

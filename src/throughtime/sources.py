@@ -52,7 +52,7 @@ def model(
     if is_file(name):
         return load(name, layer, trust, **(convention or {})), None
     if convention:
-        option = f"--{next(iter(convention))}"
+        option = f"--{next(iter(convention)).replace('_', '-')}"
         raise InputError(f"{option} with the model {name}", "it for a file of weights only", f"leave {option} out")
     torch.manual_seed(seed)  # of what the module makes when it is imported
     made: Any = named(name)

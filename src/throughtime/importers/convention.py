@@ -31,7 +31,12 @@ ROLES = {
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
 """What an array is, by the last part of its name in a file."""
-PEEPHOLE = "peephole"  # of an LSTM, (3·H,): i, f, o
+PEEPHOLE = "peephole"  # of an LSTM, (3·H,) or (3, H): i, f, o
+PEEPHOLES = {
+    f"{PEEPHOLE}_{gate}": (f"peephole_{gate}", f"w_c{gate}", f"W_c{gate}", f"weight_c{gate}", f"w_{gate}_diag")
+    for gate in "ifo"
+}
+"""Peepholes of one gate, (H,); w_i_diag and so on are TensorFlow 1's."""
 PROJECTION = "weight_hr"  # of an LSTM with proj_size
 
 
@@ -45,7 +50,8 @@ class Convention:
     (GRU). z: "keeps" the old state or "takes" the candidate (GRU). scale: the number, or fraction such as "1/128", by which
     integers are multiplied. forget_bias: a number that the runtime adds to the forget gate's logit and that stands in no
     array (LSTM; 1 in TensorFlow 1's BasicLSTMCell). gate, activation: the functions of gates and of the candidate (GRU, LSTM),
-    see `throughtime.cells.activations`.
+    see `throughtime.cells.activations`. initial_h, initial_c: names of the arrays that hold the state at which the layer
+    begins, or "zero". peephole: the name of the array of an LSTM's peepholes i, f, o, or three names, "a,b,c".
     """
 
     cell: str
@@ -57,6 +63,9 @@ class Convention:
     forget_bias: str = ""
     gate: str = "sigmoid"
     activation: str = "tanh"
+    initial_h: str = ""
+    initial_c: str = ""
+    peephole: str = ""
 
     def build(self) -> Cell:
         """The cell. Raises InputError for a word that is not one of the choices."""
@@ -72,8 +81,8 @@ class Convention:
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""
-        numbers = {"scale": self.scale, "forget_bias": self.forget_bias}
-        said = {name: word for name, word in numbers.items() if word}
+        others = ("scale", "forget_bias", "initial_h", "initial_c", "peephole")
+        said = {name: getattr(self, name) for name in others if getattr(self, name)}
         return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention) | said
 
     def number(self, name: str) -> float | None:
@@ -109,7 +118,8 @@ class Convention:
 
 
 def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent | nn.LSTM:
-    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own.
+    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own; with
+    `PEEPHOLE` or all of `PEEPHOLES`, an LSTM with peepholes.
 
     A bias of two rows (Keras with reset_after) is both biases. Raises InputError for what is missing or does not fit.
     """
@@ -150,11 +160,35 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
     projection = next((value for name, value in arrays.items() if name.split(".")[-1] == PROJECTION), None)
     if projection is not None:
         return _projected(read, _scaled(projection, PROJECTION, scale), convention)  # type: ignore[arg-type]
-    peephole = next((value for name, value in arrays.items() if name.split(".")[-1] == PEEPHOLE), None)
-    if peephole is not None and convention.cell == "lstm":
+    peephole = _peephole(arrays, scale) if convention.cell == "lstm" else None
+    if peephole is not None:
         cell = LSTMPeepholes(convention.gate, convention.activation)
-        return Recurrent(cell, Weights(*read, peephole=tensor(peephole, PEEPHOLE)))
+        if peephole.dtype != there[0].dtype:
+            raise InputError(
+                f"peepholes of {peephole.dtype}", f"{there[0].dtype}, as the weights", "convert the arrays"
+            )
+        return Recurrent(cell, Weights(*read, peephole=peephole))
     return Recurrent(cell, Weights(*read))
+
+
+def _peephole(arrays: Mapping[str, np.ndarray], scale: float | None) -> Tensor | None:
+    """The peepholes (3·H,) of an LSTM, of one array or of one a gate; None where there are none. Raises InputError."""
+    found = {name.split(".")[-1]: value for name, value in arrays.items()}
+    if PEEPHOLE in found:
+        value = found[PEEPHOLE]
+        value = value.reshape(-1) if value.ndim == 2 and len(value) == 3 else value
+        return tensor(_scaled(value, PEEPHOLE, scale), PEEPHOLE)  # type: ignore[arg-type]
+    parts = [found[role] for role in PEEPHOLES if role in found]
+    if not parts:
+        return None
+    if len(parts) < len(PEEPHOLES) or parts[0].ndim != 1 or len({(part.shape, part.dtype) for part in parts}) > 1:
+        told = ", ".join(f"{role} {found[role].shape}" for role in PEEPHOLES if role in found)
+        raise InputError(
+            f"arrays that may be peepholes: {told}",
+            "one (H,) for each of the gates i, f, o",
+            "say which they are: peephole=a,b,c (--peephole); or leave these arrays out of the file",
+        )
+    return tensor(_scaled(np.concatenate(parts), PEEPHOLE, scale), PEEPHOLE)  # type: ignore[arg-type]
 
 
 def _projected(read: list[Tensor | None], projection: np.ndarray, convention: Convention) -> nn.LSTM:

@@ -54,7 +54,7 @@ class Keras(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         return head.startswith(MAGIC) or {WEIGHTS, CONFIG} <= set(archive.names(path))
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         try:
             groups, configs = _read(path)
             named = _by_name(configs)

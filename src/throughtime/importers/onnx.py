@@ -51,7 +51,7 @@ class Onnx(Importer):
             and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
         )
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         graph = read(path).graph
         try:
             folder = Folder()

@@ -18,7 +18,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.importers import archive, importer
 from throughtime.importers.importer import Found, Importer
-from throughtime.importers.naming import NAME, torch_layers
+from throughtime.importers.naming import torch_layers, wanted
 
 TABLE = "data/weights/model_weights_config.json"
 BEFORE = "serialized_exported_program.json"  # in the archives of torch before 2.8
@@ -36,7 +36,7 @@ class Pt2(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         return any(each == BEFORE or each.endswith(f"/{TABLE}") for each in archive.names(path))
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         archive.check_size(path)
         if BEFORE in archive.names(path):
             raise InputError(
@@ -45,7 +45,7 @@ class Pt2(Importer):
                 "save it anew with this torch, or save model.state_dict()",
             )
         try:
-            return torch_layers(_weights(path))
+            return torch_layers(_weights(path, also), also)
         except InputError:
             raise
         except Exception as error:  # zip and JSON have their own for damaged files, and a table may hold anything
@@ -55,8 +55,8 @@ class Pt2(Importer):
             ) from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of recurrent layers by their names in the program."""
+def _weights(path: Path, also: frozenset[str]) -> dict[str, Tensor]:
+    """Tensors that may be recurrent layers', by their names in the program. also: names that an option says."""
     with zipfile.ZipFile(path) as packed:
         place = next(each for each in packed.namelist() if each.endswith(f"/{TABLE}"))
         root = place.removesuffix(TABLE)
@@ -66,7 +66,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         table = json.loads(packed.read(place))["config"]
         folder, left, read = root + TABLE.rpartition("/")[0], importer.LARGEST, {}
         for name, told in table.items():
-            if NAME.fullmatch(name) is None:
+            if not wanted(name, also):
                 continue
             size = packed.getinfo(f"{folder}/{told['path_name']}").file_size
             left -= size  # several names may share one entry: what is read counts, not what is stored
