@@ -17,7 +17,7 @@ from throughtime.errors import InputError, ThroughtimeError
 from throughtime.importers.beside import WithInitialState
 from throughtime.importers.convention import Convention
 from throughtime.importers.importer import Found
-from throughtime.importers.load import layers, made_of, read_as, whole_of
+from throughtime.importers.load import layers, made_of, read_as, stacks_of, whole_of
 from throughtime.recurrent import Recurrent
 
 STEPS = 2  # of the probe: what is read of the weights does not depend on the data
@@ -29,7 +29,7 @@ class Inspected:
 
     convention: how it is read, from the file and from what was said; None where a word is missing, or it is refused: `lacks`
     says what. inputs, units: D and H, where it could be read. findings: of the rules that need the weights alone. stack: the
-    name of the whole that it is a part of, or "". parts: names, of a whole stack; lacks says why it cannot be
+    name of the smallest whole that it is a part of, or "". parts: names, of a whole stack; lacks says why it cannot be
     loaded whole. initial_state: whether it begins at a state of the file's, other than zero.
     """
 
@@ -56,13 +56,10 @@ def inspect(file: str | Path, trust: bool = False, **said: str) -> list[Inspecte
 
     trust, said: as of `throughtime.load`. Raises InputError as it does.
     """
-    held, told, seen = layers(file, trust, said), [], {""}
+    held, told = layers(file, trust, said), []
+    stacks = stacks_of(held)
     for found in held:
-        if found.stack not in seen:
-            seen.add(found.stack)
-            told.append(
-                _whole(found.stack, [each for each in held if each.stack == found.stack], str(file), dict(said))
-            )
+        told += [_whole(name, stacks.pop(name), str(file), dict(said)) for name in found.stacks if name in stacks]
         told.append(_inspected(found, str(file), said))
     return told
 
@@ -92,10 +89,8 @@ def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
             lacks, convention, layer = f"{error.got}; expected {error.expected}", None, None
     inputs, units = (None, None) if layer is None else (layer.input_size, layer.hidden_size)
     findings = () if layer is None else of_weights(layer)
-    begins = states is not None
-    return Inspected(
-        found.name, found.reverse, convention, lacks, inputs, units, findings, found.stack, initial_state=begins
-    )
+    begins, stack = states is not None, next(reversed(list(found.stacks)), "")
+    return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings, stack, initial_state=begins)
 
 
 def of_weights(layer: Recurrent | nn.LSTM) -> tuple[Finding, ...]:

@@ -112,10 +112,10 @@ def begun(layer: nn.Module, parts: Sequence[list[Tensor] | None]) -> nn.Module:
 def _state(found: Found, convention: Convention, role: str, width: int) -> np.ndarray | None:
     """The state (width,) of that role, None for zero."""
     said = getattr(convention, role)
-    if role in found.arrays:
-        return found.arrays[role]
     if said == ZERO:
         return None
+    if role in found.arrays and not said:
+        return found.arrays[role]
     if said:
         value = _named(found, role, said)
         fit = _row(value, *found.row, width)

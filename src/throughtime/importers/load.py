@@ -59,20 +59,29 @@ def load(
         names = ", ".join(Convention.__dataclass_fields__)
         raise InputError(f"the option {unknown[0]!r}", f"options of {names}", "say the file's convention by these")
     held, told = layers(file, trust, convention), _told(file)
-    stacks = {each.stack for each in held}
-    name = stacks.pop() if layer is None and len(stacks) == 1 else layer
-    parts = [each for each in held if name and each.stack == name and name not in [other.name for other in held]]
-    if parts:
-        return whole_of(parts, str(name), told, convention)
+    stacks = stacks_of(held)
+    name = next((name for name, parts in stacks.items() if len(parts) == len(held)), None) if layer is None else layer
+    if name in stacks:
+        return whole_of(stacks[name], name, told, convention)
     found = chosen(held, told, layer)
     made, states = made_of(found, told, convention)
     made = begun(made, [states])
     return Reversed(made) if found.reverse else made
 
 
+def stacks_of(held: list[Found]) -> dict[str, list[Found]]:
+    """The parts of each whole, by its name; a layer's own name stands for the layer."""
+    made: dict[str, list[Found]] = {}
+    for each in held:
+        for name in each.stacks:
+            made.setdefault(name, []).append(each)
+    own = {each.name for each in held}
+    return {name: parts for name, parts in made.items() if name not in own}
+
+
 def whole_of(parts: list[Found], name: str, file: str, convention: dict[str, str]) -> nn.Module:
     """All layers and directions of a stack as one module. Raises InputError and UnsupportedError as `load` does."""
-    ordered = sorted(parts, key=lambda each: (each.level, each.reverse))
+    ordered = sorted(parts, key=lambda each: (each.stacks[name], each.reverse))
     made = [made_of(each, file, convention) for each in ordered]
     stack = whole([(each, layer) for each, (layer, _) in zip(ordered, made, strict=True)], name)
     return merged(begun(stack, [states for _, states in made]), parts, name)
@@ -148,7 +157,7 @@ def _in_memory(arrays: Mapping[str, Any], also: frozenset[str]) -> list[Found]:
 def chosen(found: list[Found], file: str, name: str | None) -> Found:
     """The one of that name, or the only one. Raises InputError."""
     held = [each.name for each in found]
-    stacks = [stack for stack in dict.fromkeys(each.stack for each in found) if stack and stack not in held]
+    stacks = list(stacks_of(found))
     if name is None and len(found) == 1:
         return found[0]
     if name is None:
