@@ -51,7 +51,7 @@ class Inspected:
         return vars(self) | {"convention": words, "findings": found}
 
 
-def inspect(file: str | Path, trust: bool = False, **said: str) -> list[Inspected]:
+def inspect(file: str | Path, trust: bool = False, **said: Any) -> list[Inspected]:
     """The recurrent layers that a file holds, each stack before its parts.
 
     trust, said: as of `throughtime.load`. Raises InputError as it does.
@@ -64,7 +64,7 @@ def inspect(file: str | Path, trust: bool = False, **said: str) -> list[Inspecte
     return told
 
 
-def _whole(name: str, parts: list[Found], file: str, said: dict[str, str]) -> Inspected:
+def _whole(name: str, parts: list[Found], file: str, said: dict[str, Any]) -> Inspected:
     """A stack, loaded to see whether it can be."""
     names = tuple(each.name for each in parts)
     try:
@@ -79,7 +79,7 @@ def _whole(name: str, parts: list[Found], file: str, said: dict[str, str]) -> In
     )
 
 
-def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
+def _inspected(found: Found, file: str, said: Mapping[str, Any]) -> Inspected:
     lacks, convention, layer, states = found.refused, None, None, None
     if not lacks:
         try:

@@ -40,7 +40,7 @@ def named(name: str) -> Any:
 
 def model(
     name: str,
-    convention: dict[str, str] | None = None,
+    convention: dict[str, Any] | None = None,
     seed: int = 0,
     layer: str | None = None,
     trust: bool = False,

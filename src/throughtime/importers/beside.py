@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.errors import InputError
-from throughtime.importers.convention import PEEPHOLE, Convention, tensor
+from throughtime.importers.convention import PEEPHOLE, Convention, scaled, tensor
 from throughtime.importers.importer import Found
 from throughtime.importers.naming import INITIAL, STATE
 from throughtime.recurrent import Recurrent
@@ -51,7 +51,7 @@ class WithInitialState(nn.Module):
 
 
 def names(said: Mapping[str, Any]) -> frozenset[str]:
-    """The arrays that the options name."""
+    """The arrays that options name for what lies beside the weights."""
     words = [word for option in OPTIONS for word in str(said.get(option) or "").split(",")]
     return frozenset(word for word in words if word and word != ZERO)
 
@@ -60,7 +60,7 @@ def with_peephole(found: Found, convention: Convention) -> Mapping[str, np.ndarr
     """The layer's arrays, with the peepholes that the option names. Raises InputError for names that the file lacks."""
     if not convention.peephole:
         return found.arrays
-    parts = [_named(found, "peephole", name) for name in convention.peephole.split(",")]
+    parts = [scaled(_named(found, "peephole", name), name, convention) for name in convention.peephole.split(",")]
     fit = all(part.ndim == 1 for part in parts) and len({(part.shape, part.dtype) for part in parts}) == 1
     if convention.cell != "lstm" or len(parts) not in (1, 3) or not (fit or len(parts) == 1):
         raise InputError(
@@ -78,7 +78,7 @@ def initial_states(found: Found, convention: Convention, layer: Recurrent | nn.L
 
     Raises InputError for what is named and is not there or does not fit, and where it must be named.
     """
-    hidden, like = layer.hidden_size, layer.weight_hh_l0
+    hidden, dtype = layer.hidden_size, next(layer.parameters()).dtype
     widths = {"initial_h": getattr(layer, "proj_size", 0) or hidden}
     widths |= {"initial_c": hidden} if convention.cell == "lstm" else {}
     if convention.initial_c and "initial_c" not in widths:
@@ -94,9 +94,10 @@ def initial_states(found: Found, convention: Convention, layer: Recurrent | nn.L
     states = []
     for role, width in widths.items():
         value = np.zeros(width, np.float32) if read[role] is None else read[role]
-        if value.dtype.kind != "f":  # type: ignore[union-attr]
-            raise InputError(f"{role} of {value.dtype}", "floating point numbers", "check the arrays")  # type: ignore[union-attr]
-        states.append(tensor(value, role).to(like.dtype).reshape(1, width))  # type: ignore[arg-type]
+        assert value is not None
+        if value.dtype.kind != "f":
+            raise InputError(f"{role} of {value.dtype}", "floating point numbers", "check the arrays")
+        states.append(tensor(value, role).to(dtype).reshape(1, width))
     return states
 
 
@@ -117,7 +118,7 @@ def _state(found: Found, convention: Convention, role: str, width: int) -> np.nd
     if role in found.arrays and not said:
         return found.arrays[role]
     if said:
-        value = _named(found, role, said)
+        value = scaled(_named(found, role, said), said, convention)
         fit = _row(value, *found.row, width)
         fit = value.reshape(-1) if fit is None and value.size == width == value.shape[-1] else fit
         if fit is None:
@@ -133,7 +134,7 @@ def _state(found: Found, convention: Convention, role: str, width: int) -> np.nd
     fit = _row(found.beside[may[0]], *found.row, width)
     if len(may) > 1 or may[0] in found.unsure or fit is None:
         raise _asked(found, role, " and ".join(f"{name} of shape {found.beside[name].shape}" for name in may))
-    return fit
+    return scaled(fit, may[0], convention)
 
 
 def _may_be(name: str, value: np.ndarray, role: str, width: int) -> bool:

@@ -38,7 +38,7 @@ class Reversed(nn.Module):
 
 
 def load(
-    file: str | Path | Mapping[str, Any], layer: str | None = None, trust: bool = False, **convention: str
+    file: str | Path | Mapping[str, Any], layer: str | None = None, trust: bool = False, **convention: Any
 ) -> nn.Module:
     """The recurrent layer of a file of weights: x (T, B, D) to (output, state), ready for `throughtime.record`.
 
@@ -47,8 +47,8 @@ def load(
     stack's own name, which may be left out where the file holds nothing else, gives all its layers and directions as one
     torch.nn.GRU, LSTM or RNN (files named as torch names them, ONNX, and Keras's Bidirectional, whose outputs are merged as
     it says). trust: your word that the file may run code (pickles of whole modules, TorchScript). convention: cell, gates,
-    layout, reset, z, scale, forget_bias, initial_h, initial_c, peephole (see `throughtime.importers.convention.Convention`),
-    for what the file leaves open. A layer that begins at a state of the file is a
+    layout, reset, z, scale, zero_point, forget_bias, initial_h, initial_c, peephole, for what the file leaves open (see
+    `throughtime.importers.convention.Convention`). A layer that begins at a state of the file is a
     `throughtime.importers.beside.WithInitialState`.
 
     Raises InputError: no such file or layer, several layers and none named, a convention that is needed and not given, or given
@@ -79,7 +79,7 @@ def stacks_of(held: list[Found]) -> dict[str, list[Found]]:
     return {name: parts for name, parts in made.items() if name not in own}
 
 
-def whole_of(parts: list[Found], name: str, file: str, convention: dict[str, str]) -> nn.Module:
+def whole_of(parts: list[Found], name: str, file: str, convention: dict[str, Any]) -> nn.Module:
     """All layers and directions of a stack as one module. Raises InputError and UnsupportedError as `load` does."""
     ordered = sorted(parts, key=lambda each: (each.stacks[name], each.reverse))
     made = [made_of(each, file, convention) for each in ordered]
@@ -96,7 +96,7 @@ def _instead(thing: Any) -> str:
     return "pass the file's path"
 
 
-def made_of(found: Found, file: str, convention: dict[str, str]) -> tuple[Recurrent | nn.LSTM, list[Tensor] | None]:
+def made_of(found: Found, file: str, convention: dict[str, Any]) -> tuple[Recurrent | nn.LSTM, list[Tensor] | None]:
     """One layer in the direction in which it reads, and its initial states (1, width), None where they are zero.
 
     Raises InputError and UnsupportedError as `load` does.
@@ -108,7 +108,7 @@ def made_of(found: Found, file: str, convention: dict[str, str]) -> tuple[Recurr
             "choose another layer (`throughtime inspect` lists them), or record the model itself",
         )
     how = read_as(found, file, convention)
-    layer = recurrent(with_peephole(found, how), how)
+    layer = recurrent(with_peephole(found, how), how, found.names)
     return layer, initial_states(found, how, layer)
 
 
@@ -137,7 +137,22 @@ def layers(
             "weight_ih and weight_hh (or kernel and recurrent_kernel) under one prefix",
             "check the file; rename the arrays when saving them",
         )
+    for option in ("scale", "zero_point"):
+        _check_names(found, option, (convention or {}).get(option))
     return found
+
+
+def _check_names(found: list[Found], option: str, said: Any) -> None:
+    """Raise InputError where a number is said for an array that no layer has."""
+    held = {each.names.get(role, role) for each in found for role in each.arrays} | {""}
+    held |= {name for each in found for name in each.beside}
+    unknown = [name for name in said if name not in held] if isinstance(said, Mapping) else []
+    if unknown:
+        raise InputError(
+            f"{option} of {unknown[0]!r}",
+            f"one of the arrays {', '.join(sorted(held - {''})[:20])}",
+            "name one of them",
+        )
 
 
 def _in_memory(arrays: Mapping[str, Any], also: frozenset[str]) -> list[Found]:
@@ -171,7 +186,7 @@ def chosen(found: list[Found], file: str, name: str | None) -> Found:
     return found[held.index(name)]
 
 
-def read_as(found: Found, file: str, said: dict[str, str]) -> Convention:
+def read_as(found: Found, file: str, said: dict[str, Any]) -> Convention:
     """The layer's convention: what the file states, and what the user said of the rest. Raises InputError."""
     for name, word in said.items():
         stated = found.stated.get(name)
@@ -179,7 +194,7 @@ def read_as(found: Found, file: str, said: dict[str, str]) -> Convention:
             raise InputError(
                 f"{name}={word} for {file}", f"{name}={stated}, which the file states", f"leave {name} out"
             )
-    words = {name: word for name, word in said.items() if word} | dict(found.stated)
+    words = {name: word for name, word in said.items() if word not in (None, "")} | dict(found.stated)
     if "cell" not in words:
         choices = ", ".join(found.choices or CHOICES["cell"])
         raise InputError(
