@@ -416,6 +416,78 @@ def test_peepholes_run_as_onnxruntime_runs_them(direction, tmp_path):
         np.testing.assert_allclose(output.detach(), expected[:, way], atol=1e-5)
 
 
+PEEPHOLES = {
+    "one array": lambda i, f, o: ({"rnn.peephole": np.concatenate((i, f, o))}, {}),
+    "one array of rows": lambda i, f, o: ({"rnn.peephole": np.stack((i, f, o))}, {}),
+    "peephole_i": lambda i, f, o: ({"rnn.peephole_i": i, "rnn.peephole_f": f, "rnn.peephole_o": o}, {}),
+    "w_ci": lambda i, f, o: ({"rnn.w_co": o, "rnn.w_ci": i, "rnn.w_cf": f}, {}),
+    "W_ci": lambda i, f, o: ({"rnn.W_ci": i, "rnn.W_cf": f, "rnn.W_co": o}, {}),
+    "weight_ci_l0": lambda i, f, o: ({"rnn.weight_ci_l0": i, "rnn.weight_cf_l0": f, "rnn.weight_co_l0": o}, {}),
+    "TensorFlow's": lambda i, f, o: ({"rnn.w_f_diag": f, "rnn.w_i_diag": i, "rnn.w_o_diag": o}, {}),
+    "named": lambda i, f, o: ({"p0": i, "p1": f, "p2": o}, {"peephole": "p0,p1,p2"}),
+    "one named": lambda i, f, o: ({"p": np.concatenate((i, f, o)), "rnn.w_ci": o}, {"peephole": "p"}),
+}
+"""Arrays and options, from the peepholes of i, f and o."""
+
+
+@pytest.mark.parametrize("how", PEEPHOLES)
+@pytest.mark.parametrize("form", ["state dict", "safetensors", "npz"])
+def test_peepholes_by_their_names(how, form, tmp_path):
+    """The same LSTM in onnxruntime is the truth."""
+    import onnxruntime
+    from onnx import load_from_string, numpy_helper
+    from safetensors.numpy import save_file
+
+    torch.manual_seed(0)
+    rnn, rng = nn.LSTM(D, H), np.random.default_rng(3)
+    i, f, o = rng.normal(size=(3, H)).astype(np.float32)
+    model = load_from_string(onnx_model("LSTM", onnx_arrays(rnn, "LSTM")))
+    model.graph.node[0].input.extend(["", "", "", "P"])
+    model.graph.initializer.append(numpy_helper.from_array(np.concatenate((i, o, f))[None], "P"))
+    x = rng.normal(size=(T, B, D)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    arrays, said = PEEPHOLES[how](i, f, o)
+    arrays |= {f"rnn.{name}": value.numpy() for name, value in state_of(rnn).items()}
+    path = tmp_path / "file.npz"
+    if form == "npz":
+        np.savez(path, **arrays)
+        said |= {"cell": "lstm"}
+    elif form == "safetensors":
+        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    else:
+        torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
+    made = tt.load(path, **said)
+    np.testing.assert_allclose(made(torch.from_numpy(x))[0].detach(), expected[:, 0], atol=1e-5)
+    with tt.record(made) as record:
+        made(torch.from_numpy(x))[0][-1].sum().backward()
+    assert record.flow().residual < 1e-4
+    if "peephole" in said:
+        words = ["inspect", str(path), *[f"--{name}={word}" for name, word in said.items()]]
+        assert f"rnn: lstm, {D} inputs, {H} units" in CliRunner().invoke(main, words).output
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said", "words"),
+    [
+        ({"w_ci": (H,)}, {}, r"peephole_i \(5,\).*--peephole"),
+        ({"w_ci": (H,), "w_cf": (H,), "w_co": (1, H)}, {}, r"peephole_o \(1, 5\)"),
+        ({"w_ci": (H, H), "w_cf": (H, H), "w_co": (H, H)}, {}, r"peephole_i \(5, 5\)"),
+        ({"p": (H,)}, {"peephole": "p"}, r"peephole \(5,\)"),
+        ({"p": (H,), "q": (H,)}, {"peephole": "p,q"}, "in the order i, f, o"),
+        ({"p": (H,)}, {"peephole": "p,p,q"}, "peephole=q; expected the name of an array"),
+        ({"peephole": (2, H)}, {}, r"peephole \(2, 5\)"),
+    ],
+)
+def test_peepholes_that_do_not_tell_are_asked(arrays, said, words):
+    made = state_of(nn.LSTM(D, H)) | {name: torch.ones(shape) for name, shape in arrays.items()}
+    with pytest.raises(tt.ThroughtimeError, match=words):
+        tt.load(made, **said)
+    with pytest.raises(tt.ThroughtimeError, match=r"for gru|name of an array in the file"):
+        tt.load({name: value.numpy() for name, value in state_of(nn.GRU(D, H)).items()} | {"p": np.ones(3 * H, np.float32)},
+                cell="gru", peephole="p")  # fmt: skip
+
+
 def test_weights_from_elsewhere_are_refused(tmp_path):
     from onnx import TensorProto, helper, load_from_string
 
@@ -788,9 +860,15 @@ def write_stack(module: nn.Module, path: Path) -> None:
     write_state_dict(type(module)(1, 2, num_layers=2, bidirectional=True), path)
 
 
+def write_peepholes(module: nn.Module, path: Path) -> None:
+    """An LSTM with peepholes under TensorFlow's names."""
+    torch.save(state_of(nn.LSTM(1, 2)) | {f"w_{gate}_diag": torch.ones(2) for gate in "ifo"}, path)
+
+
 VARIANTS: dict[str, Callable[[nn.Module, Path], None]] = {
     "Keras in cuDNN's layout": write_cudnn,
     "a stack, as a state dict": write_stack,
+    "peepholes, as a state dict": write_peepholes,
 }
 """What a format has besides: fuzzed as the formats are."""
 
