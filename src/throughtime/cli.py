@@ -404,9 +404,12 @@ def _diagnosed(
             wanted, layers = (_one(layers), ())
         try:
             network, factory = sources.model(model, convention, seed, wanted, trust)
+            batches: Any = None
+            if run_graph:
+                network, batches = sources.in_graph(network, model, wanted, data)
             return run(
                 network,
-                sources.graph_data(model, wanted, data) if run_graph else sources.data(data),
+                batches if run_graph else sources.data(data),
                 None if loss is None else sources.named(loss),
                 needed_lag,
                 None if history is None else sources.history(history),

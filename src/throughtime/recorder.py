@@ -349,8 +349,8 @@ class _Masks(TorchDispatchMode):
 def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, list[Tensor], Tensors]:
     """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
     if func is scan:
-        owner, x, initial, given = args
-        form = Form(owner.cell)
+        owner, x, initial, given, *sizes = args
+        form = Form(owner.cell, batch_sizes=sizes[0] if sizes else None)
         states, weights = list(initial), {form.name(name): value for name, value in given.tensors().items()}
     elif func in _CELLS:
         form = Form(_CELLS[func], single=True)

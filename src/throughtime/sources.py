@@ -86,17 +86,22 @@ def data(name: str) -> Any:
     return x if y is None else (x, y)
 
 
-def graph_data(model: str, layer: str | None, name: str) -> Tensor:
-    """What a recurrent operator of an ONNX file reads when its graph is given these data: arrays by the graph's inputs."""
-    from throughtime.importers.onnx_run import input_of
+def in_graph(layer: nn.Module, model: str, name: str | None, data: str) -> tuple[nn.Module, Tensor]:
+    """A layer of an ONNX file as its operator runs when the graph is given these data, arrays by the graph's inputs.
+
+    Returns what is called with x alone, and x; see `throughtime.importers.onnx_run.arguments_of`, which takes the name.
+    """
+    from throughtime.importers.onnx_run import arguments_of
 
     if not is_file(model):
         raise InputError(f"--run-graph with the model {model}", "it for an ONNX file only", "leave --run-graph out")
-    if is_file(name):
-        return input_of(model, read_arrays(name), layer)
-    found: Any = named(name)
-    given: Any = found() if callable(found) else found
-    return input_of(model, given, layer)
+    if is_file(data):
+        given: Any = read_arrays(data)
+    else:
+        found: Any = named(data)
+        given = found() if callable(found) else found
+    arguments = arguments_of(model, given, name)
+    return arguments.given_to(layer), arguments.x
 
 
 def history(path: str) -> Any:

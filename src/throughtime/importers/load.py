@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from throughtime.errors import InputError, UnsupportedError
 from throughtime.foreign import FROM_KERAS, is_keras
@@ -19,10 +20,12 @@ from throughtime.importers.naming import as_array, torch_layers, wanted
 from throughtime.importers.npz import bare_layers
 from throughtime.importers.stack import merged, whole
 from throughtime.recurrent import Recurrent
+from throughtime.runs import flipped
 
 
 class Reversed(nn.Module):
-    """A layer that reads the sequence from its end: x (T, B, D) to (output, state), as the reverse half of a torch layer.
+    """A layer that reads the sequence from its end: x (T, B, D) or packed to (output, state), as the reverse half of a torch
+    layer.
 
     Lags of `layer` are steps as it reads them: they lead to the future.
     """
@@ -31,10 +34,19 @@ class Reversed(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
+    def forward(self, x: Tensor | PackedSequence, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
         """See the class."""
+        if isinstance(x, PackedSequence):
+            padded, lengths = pad_packed_sequence(x)
+            output, last = self.layer(_turned(padded, lengths), state)
+            return _turned(pad_packed_sequence(output)[0], lengths), last
         output, last = self.layer(x.flip(0), state)
         return output.flip(0), last
+
+
+def _turned(padded: Tensor, lengths: Tensor) -> PackedSequence:
+    """Sequences (T, B, …) with time turned round within each, packed."""
+    return pack_padded_sequence(flipped(padded, lengths.to(padded.device)), lengths, enforce_sorted=False)
 
 
 def load(
