@@ -522,7 +522,7 @@ def test_bare_weights_run_as_their_convention_says(throughtime, tmp_path, name):
         ({}, "--cell lstm", "4 gate.* stacked in rows"),
         ({}, "--cell gru --layout x@W", "stacked in columns|belong together|equally many"),
         ({"kernel": None}, "--cell gru", "kernel and recurrent_kernel"),
-        ({"kernel": np.zeros((15, 3), int)}, "--cell gru", "weight_ih of int64"),
+        ({"kernel": np.zeros((15, 3), int)}, "--cell gru", "kernel of int64"),
         ({"kernel": np.zeros(15)}, "--cell gru", r"weight_ih of shape \(15,\)"),
         ({"kernel": np.zeros((15, 3), np.float32)}, "--cell gru", "one dtype"),
         ({"bias": np.zeros(12)}, "--cell gru", "equally many rows"),

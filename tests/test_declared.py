@@ -121,6 +121,7 @@ def test_quantised_arrays_beside_the_weights_have_scales_too():
         ({"cell": "lstm", "scale": "1", "zero_point": "none"}, "zero_point 'none'"),
         ({"cell": "lstm", "forget_bias": "nan"}, "a number, or a fraction"),
         ({"cell": "gru", "forget_bias": "1"}, "for an LSTM only"),
+        ({"cell": "gru", "output_activation": "relu"}, "for an LSTM only"),
     ],
 )
 def test_what_is_no_such_number_is_said(said, words):

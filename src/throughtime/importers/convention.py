@@ -23,6 +23,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "z": ("keeps", "takes"),
     "gate": tuple(GATES),
     "activation": tuple(CANDIDATES),
+    "output_activation": ("", *CANDIDATES),
 }
 """The words of a convention, by name; `gates` are letters."""
 ROLES = {
@@ -52,7 +53,8 @@ class Convention:
     integers are multiplied; zero_point: what is taken from them before, 0 where it is not said; of either also a mapping by
     the arrays' names in the file, with "" for all others. forget_bias: a number that the runtime adds to the forget gate's
     logit and that stands in no array (LSTM; 1 in TensorFlow 1's BasicLSTMCell). gate, activation: the functions of gates and
-    of the candidate (GRU, LSTM), see `throughtime.cells.activations`. initial_h, initial_c: names of the arrays that hold the
+    of the candidate (GRU, LSTM), see `throughtime.cells.activations`; output_activation: that of an LSTM's cell in its
+    output, where it is another one than the candidate's. initial_h, initial_c: names of the arrays that hold the
     state at which the layer begins, or "zero". peephole: the name of the array of an LSTM's peepholes i, f, o, or three
     names, "a,b,c".
     """
@@ -67,6 +69,7 @@ class Convention:
     forget_bias: str = ""
     gate: str = "sigmoid"
     activation: str = "tanh"
+    output_activation: str = ""
     initial_h: str = ""
     initial_c: str = ""
     peephole: str = ""
@@ -78,10 +81,16 @@ class Convention:
                 raise InputError(
                     f"{name} {getattr(self, name)!r}", f"one of {', '.join(words)}", f"declare {name}=… of the file"
                 )
+        if self.output_activation and self.cell != "lstm":
+            raise InputError(f"output_activation for cell={self.cell}", "it for an LSTM only", "leave it out")
         if self.cell == "gru":
             kind = GRUResetBefore if self.reset == "before" else GRU
             return kind(keeps=self.z == "keeps", gate=self.gate, activation=self.activation)
-        return LSTM(self.gate, self.activation) if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
+        return (
+            LSTM(self.gate, self.activation, self.output_activation)
+            if self.cell == "lstm"
+            else RNN(self.cell.removeprefix("rnn-"))
+        )
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""
@@ -185,7 +194,7 @@ def recurrent(
         return _projected(read, projection, convention)
     peephole = _peephole(arrays) if convention.cell == "lstm" else None
     if peephole is not None:
-        cell = LSTMPeepholes(convention.gate, convention.activation)
+        cell = LSTMPeepholes(convention.gate, convention.activation, convention.output_activation)
         if peephole.dtype != there[0].dtype:
             raise InputError(
                 f"peepholes of {peephole.dtype}", f"{there[0].dtype}, as the weights", "convert the arrays"

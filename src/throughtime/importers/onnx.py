@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from throughtime.cells.activations import CANDIDATES
+from throughtime.cells.activations import CANDIDATES, told
 from throughtime.cells.activations import GATES as GATE_FUNCTIONS
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
@@ -185,14 +185,14 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
 
 
 def _functions(own: list[str], said: dict[str, Any]) -> dict[str, str] | None:
-    """The gate's and the candidate's functions, those of our cells that they are; {} for the usual ones, None for others."""
-    gate, candidates = FUNCTIONS.get(own[0]), {FUNCTIONS.get(name) for name in own[1:]}
-    if gate not in GATE_FUNCTIONS or len(candidates) > 1 or not candidates <= set(CANDIDATES):
+    """The functions of the gate, the candidate and an LSTM's output, those of our cells that they are; {} for the usual
+    ones, None for others."""
+    gate, candidate, *shown = (FUNCTIONS.get(name) for name in own)
+    if gate not in GATE_FUNCTIONS or not {candidate, *shown} <= set(CANDIDATES):
         return None
     if gate == "hard-sigmoid" and (said.get("activation_alpha") or said.get("activation_beta")):
         return None  # of another slope
-    candidate = str(candidates.pop())
-    return ({"gate": gate} if gate != "sigmoid" else {}) | ({"activation": candidate} if candidate != "tanh" else {})
+    return told(str(gate), str(candidate), str(shown[0]) if shown else "")
 
 
 def _why_not(
