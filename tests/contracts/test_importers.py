@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
@@ -831,13 +832,55 @@ def test_a_table_of_an_export_archive_that_lies(change, words, tmp_path):
         tt.load(tmp_path / "lies.pt2")
 
 
-def test_an_export_archive_of_an_older_torch_is_refused_by_name(tmp_path):
+def write_pt2_before(module: nn.Module, path: Path, name: str = "serialized_state_dict.pt") -> None:
+    """The layout of torch before 2.8, which torch.export.load reads still."""
+    from torch._export.serde.serialize import serialize
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Named(module), (torch.zeros(2, 1, module.input_size),))
+        parts = serialize(program)
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("version", "8.8")
+        packed.writestr("serialized_exported_program.json", parts.exported_program)
+        packed.writestr(name, parts.state_dict)
+        packed.writestr(name.replace("state_dict", "constants"), parts.constants)
+        packed.writestr("serialized_example_inputs.pt", parts.example_inputs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("name", ["serialized_state_dict.pt", "serialized_state_dict.json"])
+def test_an_export_archive_of_an_older_torch_runs_as_torch_runs_it(kind, name, tmp_path):
+    torch.manual_seed(0)
+    x, path = torch.randn(2, 1, D), tmp_path / "old.pt2"
+    write_pt2_before(TORCH[kind](D, H, 2), path, name)
+    expected = torch.export.load(path).module()(x)
+    made = tt.load(path)
+    assert isinstance(made, TORCH[kind])
+    torch.testing.assert_close(made(x)[0], expected)
+
+
+def test_an_export_archive_of_an_older_torch_runs_nothing(tmp_path, monkeypatch):
+    for content in (pickle.dumps(Runs(tmp_path / "ran"), 2), pickled := BytesIO()):
+        if isinstance(content, BytesIO):
+            torch.save({"rnn.weight_ih_l0": Runs(tmp_path / "ran")}, pickled)
+            content = pickled.getvalue()
+        with zipfile.ZipFile(tmp_path / "old.pt2", "w") as packed:
+            packed.writestr("serialized_exported_program.json", "{}")
+            packed.writestr("serialized_state_dict.pt", content)
+        with pytest.raises(tt.ThroughtimeError, match="an older torch with a pickle of more than weights"):
+            tt.load(tmp_path / "old.pt2", trust=True)
+    assert not (tmp_path / "ran").exists()
+    bomb = BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data.pkl", b"\0" * 5_000_000)
     with zipfile.ZipFile(tmp_path / "old.pt2", "w") as packed:
         packed.writestr("serialized_exported_program.json", "{}")
-        packed.writestr("serialized_state_dict.pt", pickle.dumps(Runs(tmp_path / "ran")))
-    with pytest.raises(tt.ThroughtimeError, match="older torch"):
-        tt.load(tmp_path / "old.pt2", trust=True)
-    assert not (tmp_path / "ran").exists()
+        packed.writestr("serialized_state_dict.pt", bomb.getvalue())
+    monkeypatch.setattr(importer, "LARGEST", 1_000_000)
+    with pytest.raises(tt.ThroughtimeError, match=r"5,000,000 bytes in an archive in the file.*at most"):
+        tt.load(tmp_path / "old.pt2")
 
 
 def test_a_tensor_that_claims_more_than_there_is(tmp_path):
@@ -882,6 +925,7 @@ VARIANTS: dict[str, Callable[[nn.Module, Path], None]] = {
     "Keras in cuDNN's layout": write_cudnn,
     "a stack, as a state dict": write_stack,
     "peepholes, as a state dict": write_peepholes,
+    "torch.export before torch 2.8": write_pt2_before,
 }
 """What a format has besides: fuzzed as the formats are."""
 

@@ -1,14 +1,17 @@
 """torch.export archives (.pt2), read as a PyTorch state dict is. The program in them is neither loaded nor run.
 
 torch.export.load may unpickle, so it is not used: a JSON table beside the weights says name, dtype, sizes and strides of each,
-and the data are raw bytes. Archives before this layout, and weights that the table calls pickled, are refused by name.
+and the data are raw bytes. Weights that the table calls pickled are refused by name. Archives of torch before 2.8 hold a state
+dict instead, which torch.save wrote: it is read with weights_only=True, as such files are.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import pickle
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +25,7 @@ from throughtime.importers.naming import torch_layers, wanted
 
 TABLE = "data/weights/model_weights_config.json"
 BEFORE = "serialized_exported_program.json"  # in the archives of torch before 2.8
+STATES = ("serialized_state_dict.pt", "serialized_state_dict.json")  # beside it; the second is no JSON either
 KINDS = {6: torch.float16, 7: torch.float32, 8: torch.float64, 13: torch.bfloat16}
 """By torch's own number of a type in the table, torch._export.serde.schema.ScalarType."""
 STRIDED, LITTLE = 7, b"little"
@@ -31,21 +35,16 @@ class Pt2(Importer):
     """A .pt2 file that torch.export.save wrote."""
 
     name: ClassVar[str] = "torch.export archive (.pt2)"
-    refuses: ClassVar[str] = "archives of torch before 2.8, pickled weights"
+    refuses: ClassVar[str] = "pickles of more than weights"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return any(each == BEFORE or each.endswith(f"/{TABLE}") for each in archive.names(path))
 
     def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         archive.check_size(path)
-        if BEFORE in archive.names(path):
-            raise InputError(
-                f"{path}, an archive of an older torch, whose weights are pickled",
-                "an archive with raw weights",
-                "save it anew with this torch, or save model.state_dict()",
-            )
         try:
-            return torch_layers(_weights(path, also), also)
+            read = _weights_before(path) if BEFORE in archive.names(path) else _weights(path, also)
+            return torch_layers(read, also)
         except InputError:
             raise
         except Exception as error:  # zip and JSON have their own for damaged files, and a table may hold anything
@@ -53,6 +52,23 @@ class Pt2(Importer):
             raise InputError(
                 f"{path}, which cannot be read: {said[:200]}", "a whole .pt2 file", "write it anew: torch.export.save"
             ) from error
+
+
+def _weights_before(path: Path) -> dict[str, Tensor]:
+    """Tensors by their names in the program of an older torch. Raises InputError for a state dict that holds more."""
+    with zipfile.ZipFile(path) as packed:
+        content = BytesIO(packed.read(next(name for name in STATES if name in packed.namelist())))
+    archive.check_size(content)
+    content.seek(0)
+    try:
+        loaded = torch.load(content, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}, an archive of an older torch with a pickle of more than weights, which can run code",
+            "weights alone",
+            "save it anew with this torch, or save model.state_dict()",
+        ) from error
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
 def _weights(path: Path, also: frozenset[str]) -> dict[str, Tensor]:
