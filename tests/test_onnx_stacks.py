@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -360,3 +361,31 @@ def test_a_ring_of_operators_ends(tmp_path):
     constants = [*weights(0, 1, H), *weights(1, 1, H), tensor("one", ONE)]
     (tmp_path / "model.onnx").write_bytes(graph(nodes, constants, "y0"))
     assert [each.name for each in layers(tmp_path / "model.onnx")] == ["gru0", "gru1"]
+
+
+def test_a_small_file_makes_no_large_layout(tmp_path):
+    """Units that are claimed, arrays that double, and long ways between two operators: no stack, at once, in little memory."""
+    between, ways, constants = CHAINED["squeeze"]
+    made = onnx.load_from_string(two(between, ways, **constants))
+    for each in made.graph.node:
+        for attribute in each.attribute:
+            if attribute.name == "hidden_size":
+                attribute.i = 10**15
+
+    def doubled(y: str) -> list:
+        pairs = pairwise([*(f"d{place}" for place in range(60)), "x1"])
+        return [node("Squeeze", [y, "one"], "d0"), *(node("Concat", [low, low], high, axis=2) for low, high in pairs)]
+
+    def long(y: str) -> list:
+        pairs = pairwise([*(f"i{place}" for place in range(1000)), "x1"])
+        return [node("Squeeze", [y, "one"], "i0"), *(node("Identity", [low], high) for low, high in pairs)]
+
+    for content in (
+        made.SerializeToString(),
+        two(doubled, ways, **constants),
+        two(long, ways, **constants),
+    ):
+        (tmp_path / "model.onnx").write_bytes(content)
+        assert [each.name for each in layers(tmp_path / "model.onnx")] == ["gru0", "gru1"]
+        with pytest.raises(tt.ThroughtimeError, match="2 recurrent layers"):
+            tt.load(tmp_path / "model.onnx")

@@ -20,6 +20,8 @@ MOVES = {"Identity", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Concat", "
 SIZES = ((3, 2), (2, 5))
 """Steps and sequences at which the layout is tried."""
 STANDARD = ("", "ai.onnx")
+MOST, WIDEST, LONGEST = 1_000, 2**16, 100
+"""Operators, units and names between two operators beyond which no stack is looked for: a small file may claim any."""
 
 
 @dataclass
@@ -53,14 +55,14 @@ class Shape:
     lengths: str
 
 
-def shape_of(node: Any, units: int | None = None) -> Shape | None:
+def shape_of(node: Any) -> Shape | None:
     """The operator's, None for one that reads only from the end, or does not say its units."""
     from onnx.helper import get_attribute_value
 
     said = {each.name: get_attribute_value(each) for each in node.attribute}
     ways = {b"forward": 1, b"bidirectional": 2}.get(said.get("direction", b"forward"))
-    units = said.get("hidden_size", units)
-    if not ways or not isinstance(units, int) or units < 1:
+    units = said.get("hidden_size")
+    if not ways or not isinstance(units, int) or not 1 <= units <= WIDEST:
         return None
     lengths = node.input[4] if len(node.input) > 4 else ""
     return Shape(node.op_type, units, ways, bool(said.get("layout", 0)), lengths)
@@ -68,6 +70,8 @@ def shape_of(node: Any, units: int | None = None) -> Shape | None:
 
 def chains(held: list[Any]) -> dict[str, list[Any]]:
     """Operators (`throughtime.importers.onnx.Operator`) that are one stack, from the input on, by a name for each stack."""
+    if len(held) > MOST:
+        return {}
     shapes = [shape_of(each.node) for each in held]
     makers = {id(each.node): place for place, each in enumerate(held)}
     below = {place: _below(held, shapes, makers, place) for place in range(len(held))}
@@ -111,6 +115,8 @@ def _source(name: str, scope: Mapping[str, Any], makers: dict[int, int]) -> str 
         each = waiting.pop()
         if not each or each in seen:
             continue
+        if len(seen) == LONGEST:
+            return None
         seen.add(each)
         maker: Any = scope.get(each)
         if id(maker) in makers and each == maker.output[0]:
@@ -135,7 +141,9 @@ def _lies(each: Any, name: str, low: Shape, high: Shape, steps: int, sequences: 
     wanted = where.reshape(steps, sequences, -1)
     given = where.swapaxes(0, 1) if low.batch_first else where.transpose(0, 2, 1, 3)
     try:
-        made = Between(given={name: given}).value(each.node.input[0], each.scope)
-    except Exception:  # numpy's, for sizes that a graph does not allow, and onnx's, for damaged operators
+        made = Between(left=LONGEST * given.nbytes, given={name: given}).value(each.node.input[0], each.scope)
+    except (
+        Exception
+    ):  # numpy's, for sizes that a graph does not allow, onnx's, for damaged operators, and too many bytes
         return False
     return made is not None and np.array_equal(made.swapaxes(0, 1) if high.batch_first else made, wanted)

@@ -14,6 +14,7 @@ import numpy as np
 from throughtime.importers.onnx_fold import Folder, array
 
 SEQUENCES = 2  # over which Expand is tried: what it expands to is known only when the graph runs
+MOST = 1_000  # names that a state is made of
 COMPUTED = "a learned initial state that the graph computes, which is not read"
 
 
@@ -67,21 +68,20 @@ def _expanded(name: str, scope: Mapping[str, Any], folder: Folder) -> np.ndarray
 
 def _learned(name: str, scope: Mapping[str, Any]) -> bool:
     """Whether a state is made of numbers in the file alone, other than zero; shapes may come from elsewhere."""
-    waiting, seen, learned = [name], set(), False
+    waiting, seen, leaves = [name], set(), []
     while waiting:
         each = waiting.pop()
         maker = scope.get(each)
         if not each or each in seen:
             continue
+        if maker is None or len(seen) == MOST:
+            return False  # an input of the graph, or a whole network before it
         seen.add(each)
-        if maker is None:
-            return False  # an input of the graph
         if not hasattr(maker, "op_type"):
-            value = array(maker)
-            learned |= value is None or (value.dtype.kind == "f" and bool(value.any()))
+            leaves.append(maker)
         elif maker.op_type not in ("Shape", "Size"):
             if maker.op_type in ("Constant", "ConstantOfShape"):
-                held = [array(part.t) for part in maker.attribute if part.HasField("t")]
-                learned |= any(value is None or (value.dtype.kind == "f" and bool(value.any())) for value in held)
+                leaves += [part.t for part in maker.attribute if part.HasField("t")]
             waiting += maker.input
-    return learned
+    values = (array(leaf) for leaf in leaves)
+    return any(value is None or (value.dtype.kind == "f" and bool(value.any())) for value in values)

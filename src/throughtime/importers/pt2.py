@@ -21,7 +21,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.importers import archive, importer
 from throughtime.importers.importer import Found, Importer
-from throughtime.importers.naming import torch_layers, wanted
+from throughtime.importers.naming import NAME, torch_layers, wanted
 
 TABLE = "data/weights/model_weights_config.json"
 BEFORE = "serialized_exported_program.json"  # in the archives of torch before 2.8
@@ -82,8 +82,8 @@ def _weights(path: Path, also: frozenset[str]) -> dict[str, Tensor]:
         table = json.loads(packed.read(place))["config"]
         folder, left, read = root + TABLE.rpartition("/")[0], importer.LARGEST, {}
         for name, told in table.items():
-            if not wanted(name, also):
-                continue
+            if not wanted(name, also) or not (_plain(told) or name in also or NAME.fullmatch(name)):
+                continue  # what only may be a state, and is none that can be read, is left alone
             size = packed.getinfo(f"{folder}/{told['path_name']}").file_size
             left -= size  # several names may share one entry: what is read counts, not what is stored
             if left < 0:
@@ -92,10 +92,16 @@ def _weights(path: Path, also: frozenset[str]) -> dict[str, Tensor]:
         return read
 
 
+def _plain(told: dict[str, Any]) -> bool:
+    """Whether a row of the table describes floating point numbers as they lie in memory."""
+    meta = told["tensor_meta"]
+    return not told["use_pickle"] and meta["dtype"] in KINDS and meta["layout"] == STRIDED
+
+
 def _tensor(name: str, told: dict[str, Any], content: bytes) -> Tensor:
     """The tensor that a row of the table describes. Raises InputError where it is pickled, or does not fit its data."""
     meta = told["tensor_meta"]
-    if told["use_pickle"] or meta["dtype"] not in KINDS or meta["layout"] != STRIDED:
+    if not _plain(told):
         raise InputError(
             f"{name}, which is pickled or no dense tensor of floating point numbers",
             "raw weights",
