@@ -13,38 +13,47 @@ from throughtime.report.notation import number
 from throughtime.report.palette import variables
 
 TITLE = "How far back do shipped networks listen?"
-HEAD = ("network, layer", "cell", "step", "10 % horizon", "1 %", "0.1 %", "input ends at", "beyond lag 10",
-        "beyond lag 100", "half-life of units, steps", "by their gates")  # fmt: skip
+HEAD = ("network, layer", "cell", "step", "10 % horizon", "1 %", "0.1 %", "input ends at", "beyond 10 steps",
+        "half-life of units, steps", "by their gates")  # fmt: skip
 STYLE = (
-    "body{margin:0 auto;max-width:1100px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
+    "body{margin:0 auto;max-width:1240px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
     "font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}"
-    "th,td{padding:5px 10px;text-align:left;border-top:1px solid var(--tt-line);vertical-align:top}"
+    "th,td{padding:5px 8px;text-align:left;border-top:1px solid var(--tt-line);vertical-align:top}"
+    "td{white-space:nowrap}"
 )
 Records = list[dict[str, Any]]
 
 
-def answer(records: Records) -> str:
-    """The page in a few sentences."""
-    told = []
-    for sound, kind in ((True, "sound"), (False, "text")):
-        group = [each for each in records if (each["seconds"] is not None) == sound]
-        if not group:
-            continue
-        near, far = (pick(group, key=lambda each: reach(each) * (each["seconds"] or 1)) for pick in (min, max))
-        span = (
-            f"from {length(near, reach(near))} ({named(near)})" if near is not far else f"to {length(far, reach(far))}"
-        )
-        span += f" to {length(far, reach(far))} ({named(far)})" if near is not far else f" ({named(far)})"
-        told.append(f"Networks of {kind} reach back {span}.")
-    capped = [each for each in records if reach(each) >= 0.9 * each["farthest"]]
-    if capped:
-        told.append(
-            f"{len(capped)} of the {len(records)} layers reach as far as their input goes, and perhaps further in longer ones: "
-            + ", ".join(named(each) for each in capped)
-            + "."
-        )
-    return " ".join(told)
+MEANING = (
+    "That is the 10 % gradient horizon of each network's farthest layer, with its 95 % interval over the input: all that lies "
+    "further back makes up at most a tenth of the gradient of the network's own decisions. How far back learning could still "
+    "change a decision, not which inputs it needs."
+)
+
+
+def answer(records: Records) -> list[tuple[str, str]]:
+    """The page in a few lines: how far, and which network; sound first, the farthest first."""
+    farthest: dict[str, dict[str, Any]] = {}
+    for each in records:
+        best = farthest.setdefault(each["network"], each)
+        if reach(each) > reach(best):
+            farthest[each["network"]] = each
+    ordered = sorted(
+        farthest.values(), key=lambda each: (each["seconds"] is None, -reach(each) * (each["seconds"] or 1))
+    )
+    return [(_how_far(each), f"{each['network']}, {each['job']}") for each in ordered]
+
+
+def _how_far(record: dict[str, Any]) -> str:
+    """A horizon with its interval; where it is within a tenth of the input's end, that it is bound by it."""
+    if reach(record) >= (1 - SHORT) * record["farthest"]:
+        return f"{amount(record, reach(record))} of the {length(record, record['farthest'])} that its input allows"
+    return f"{length(record, reach(record))} ({span(record, '0.1')})"
+
+
+SHORT = 0.1
+"""A horizon that falls short of the end of the input by less than this part of it is told as bound by it."""
 
 
 def reach(record: dict[str, Any]) -> int:
@@ -54,15 +63,17 @@ def reach(record: dict[str, Any]) -> int:
 
 def length(record: dict[str, Any], steps: int) -> str:
     """Steps in time where a step has a length, else in the network's own."""
-    if record["seconds"] is not None:
-        return f"{number(steps * record['seconds'], 2)} s"
-    return f"{steps} {record['step']}s"
+    return f"{amount(record, steps)} {'s' if record['seconds'] else record['step'] + 's'}"
 
 
-MEANING = (
-    "Back to the gradient horizon, that is: all that lies further back than this lag changes the gradient of the network's own "
-    "decisions by less than 10 % of its norm."
-)
+def amount(record: dict[str, Any], steps: int) -> str:
+    """The same without the unit."""
+    return number(steps * record["seconds"], 2) if record["seconds"] else str(steps)
+
+
+def span(record: dict[str, Any], level: str) -> str:
+    """The interval of a horizon."""
+    return " to ".join(amount(record, each) for each in record["interval"][level])
 
 
 def rows(records: Records) -> list[list[str]]:
@@ -70,7 +81,7 @@ def rows(records: Records) -> list[list[str]]:
     return [
         [
             named(each), each["cell"], each["step"], *(horizon(each, level) for level in ("0.1", "0.01", "0.001")),
-            length(each, each["farthest"]), *(part(each["beyond"][lag]) for lag in ("10", "100")),
+            length(each, each["farthest"]), part(each["beyond"]["10"]),
             middle(each["half_lives"]), middle(each["gate_half_lives"]),
         ]
         for each in records
@@ -78,12 +89,10 @@ def rows(records: Records) -> list[list[str]]:
 
 
 def horizon(record: dict[str, Any], level: str) -> str:
-    """A gradient horizon in steps, in time where a step has a length, and its interval."""
-    value, (low, high) = record["horizon"][level], record["interval"][level]
-    if value is None:
-        return "–"
-    time = f" = {length(record, value)}" if record["seconds"] else ""
-    return f"{value}{time} ({low} to {high})"
+    """A gradient horizon and its interval, in time where a step has a length."""
+    value = record["horizon"][level]
+    unit = " s" if record["seconds"] else ""
+    return "–" if value is None else f"{amount(record, value)}{unit} ({span(record, level)})"
 
 
 def part(value: float | None) -> str:
@@ -120,12 +129,12 @@ NOTES = (
     "which words, sentences or stretches of the same source happened to be taken: not another source, speaker or language, "
     "not another loss, and not another training of the network. Stretches of one recording share their past, so that theirs "
     "is, if anything, too narrow; so is one over few units.",
-    "“Input ends at”: the farthest lag that the input holds. A horizon near it is a lower bound, and its interval cannot pass "
-    "it.",
+    "“Input ends at”: the farthest lag that the input holds. A horizon near it is a lower bound, which its interval "
+    "cannot pass; and decisions early in a recording have less behind them.",
     "Lags are counted within a layer, in its own steps; what other layers, an attention or an output fed back carry is not "
     "in it.",
-    "“Beyond lag K”: the norm of all terms of the weight gradient beyond K, over the whole; it can pass 100 %, since terms "
-    "cancel.",
+    "“Beyond 10 steps”: the norm of all terms of the weight gradient beyond lag 10, over the whole; it can pass 100 %, since "
+    "terms cancel. It is what a truncation to 10 steps would miss.",
     "Half-life: the first lag at which a unit's part of the gradient has halved, the median over units; by their gates: ln 2 "
     "times the timescale that the gates alone say. A dash: the cell has no gates on its carry.",
 )
@@ -146,11 +155,12 @@ def html(records: Records, missing: dict[str, str]) -> str:
     """The whole page."""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(records))
     head = "".join(f"<th>{escape(cell)}</th>" for cell in HEAD)
+    told = "".join(f"<li><strong>{escape(far)}</strong>: {escape(which)}</li>" for far, which in answer(records))
     listed = ["".join(f"<li>{escape(each)}</li>" for each in some) for some in notes(records, missing)]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{TITLE}</title>'
-        f"<style>{variables(':root')}{STYLE}</style></head><body><h1>{TITLE}</h1><p>{escape(answer(records))}</p>"
+        f"<style>{variables(':root')}{STYLE}</style></head><body><h1>{TITLE}</h1><ul>{told}</ul>"
         f"<p>{escape(MEANING)}</p>{horizons(records)}"
         f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>{arriving(records)}'
         f"<h2>What was run</h2><ul>{listed[0]}</ul><h2>How to read it</h2><ul>{listed[1]}</ul></body></html>\n"
@@ -167,7 +177,7 @@ def markdown(records: Records, missing: dict[str, str]) -> str:
     table = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *rows(records))]
     run, read = ([f"- {each}" for each in some] for some in notes(records, missing))
     return "\n".join(
-        [f"# {TITLE}", "", answer(records), "", MEANING, "",
+        [f"# {TITLE}", "", *(f"- **{far}**: {which}" for far, which in answer(records)), "", MEANING, "",
          "![Gradient horizons of every layer with their intervals](images/atlas.svg)", "", *table, "",
          "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "",
          "## What was run", "", *run, "", "## How to read it", "", *read, "",

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from throughtime.report.notation import number, power_of_ten
-from throughtime.report.svg import document, element, line, text
+from throughtime.report.svg import document, element, line, text, width_of
 
-COLOURS = ("supply", "demand", "one", "two", "three", "good", "four", "bad")
-DASHES = ("", "7 4", "2 3")
-LOWEST, LEFT, RIGHT, TOP, BOTTOM, WIDTH = -6, 50.0, 790.0, 30.0, 360.0, 800
+COLOURS, DASHES = ("supply", "demand", "one"), ("none", "7 4", "2 3")  # of a network's layers
+WIDTH, RIGHT = 800, 790.0
+COLUMNS, TALL = 3, 190  # panels in a row, and the height of one
+LOWEST, HIGHEST = -6, 2  # powers of ten that are drawn
 NAMES, ROW, PANEL = 300.0, 30.0, 62.0  # where the axis begins, the height of a row and of a panel's frame
 NEAR, FAR = "0.1", "0.01"
+MARGIN = 0.8  # of the least lag drawn
+INTERVAL = "stroke:var(--tt-supply);stroke-width:2;opacity:.6"
 
 
 def named(record: dict[str, Any]) -> str:
@@ -26,7 +29,7 @@ def horizons(records: list[dict[str, Any]], standalone: bool = False) -> str:
     parts = [
         element("circle", cx=7, cy=10, r=5, class_="tt-supply"), text("gradient horizon at 10 %", 18, 14.5),
         element("circle", cx=197, cy=10, r=4.5, class_="tt-hollow"), text("at 1 %", 208, 14.5),
-        line(262, 10, 286, 10, "tt-link"), text("95 % interval over the input", 292, 14.5),
+        element("path", d="M262 10H286", style=INTERVAL), text("95 % interval over the input", 292, 14.5),
         line(486, 3, 486, 17, "tt-axis"), text("where the input ends", 494, 14.5),
     ]  # fmt: skip
     top = 34.0
@@ -42,7 +45,8 @@ def horizons(records: list[dict[str, Any]], standalone: bool = False) -> str:
 def _panel(group: list[dict[str, Any]], top: float, unit: str) -> list[str]:
     """The rows of one unit of lag, with their axis above."""
     scales = [each["seconds"] or 1 for each in group]
-    low = math.floor(math.log10(min(scales))) if group[0]["seconds"] else 0
+    nearest = min(max(each["interval"][NEAR][0], 1) * scale for each, scale in zip(group, scales, strict=True))
+    low = math.log10(nearest * MARGIN) if group[0]["seconds"] else 0.0
     high = max(math.log10(each["farthest"] * scale) for each, scale in zip(group, scales, strict=True))
     first, end = top + 42, top + 42 + ROW * len(group)
 
@@ -50,10 +54,10 @@ def _panel(group: list[dict[str, Any]], top: float, unit: str) -> list[str]:
         return NAMES + (RIGHT - NAMES - 10) * (max(math.log10(value), low) - low) / (high - low)
 
     parts = [text(unit, RIGHT, top + 10, "tt-strong", "end")]
-    for decade in range(low, math.ceil(high) + 1):
+    for decade in range(math.floor(low), math.ceil(high) + 1):
         for digit in (1, 2, 5):
             value = digit * 10.0**decade
-            if math.log10(value) <= high:
+            if low <= math.log10(value) <= high:
                 parts.append(line(x(value), first - 8, x(value), end - 8, "tt-grid"))
                 parts.append(text(number(value), x(value), first - 13, anchor="middle"))
     for place, (each, scale) in enumerate(zip(group, scales, strict=True)):
@@ -69,48 +73,61 @@ def _row(record: dict[str, Any], y: float, x: Callable[[float], float]) -> list[
     ]
     for level, at, mark in ((FAR, y + 5, "tt-hollow"), (NEAR, y - 5, "tt-supply")):
         low, high = record["interval"][level]
-        parts.append(line(x(low), at, x(high), at, "tt-link"))
+        parts.append(element("path", d=f"M{x(low):.1f} {at:.1f}H{x(high):.1f}", style=INTERVAL))
         if record["horizon"][level] is not None:
             parts.append(element("circle", cx=x(record["horizon"][level]), cy=at, r=4.5, class_=mark))
     return parts
 
 
 def arriving(records: list[dict[str, Any]], standalone: bool = False) -> str:
-    """A line a layer: the fraction of the gradient that arrives, over the lag, both on log scales."""
-    most = max(record["farthest"] for record in records) + 1
-    decades = math.log10(most)
+    """A panel a network, a line a layer: the fraction of the gradient that arrives, over the lag, both on log scales."""
+    networks = list(dict.fromkeys(record["network"] for record in records))
+    most = max(record["farthest"] for record in records)
+    parts = [text("fraction of the gradient that arrives, by lag in the network's own steps", 0, 14, "tt-strong")]
+    for place, name in enumerate(networks):
+        left, top = WIDTH / COLUMNS * (place % COLUMNS), 34 + TALL * (place // COLUMNS)
+        parts += _curves([each for each in records if each["network"] == name], left, top, most)
+    told = "; ".join(f"{named(each)}: horizon 1 % {each['horizon'][FAR]} steps" for each in records)
+    height = 34 + TALL * math.ceil(len(networks) / COLUMNS)
+    return document(parts, WIDTH, height, "Fraction of the gradient that arrives, by lag", told, standalone)
+
+
+def _curves(group: list[dict[str, Any]], left: float, top: float, most: int) -> list[str]:
+    """One network's panel; the same axes in all."""
+    begin, end = left + 38, left + WIDTH / COLUMNS - 14
+    first, last = top + 44, top + TALL - 34
 
     def x(lag: float) -> float:
-        return LEFT + (RIGHT - LEFT) * math.log10(lag) / decades
+        return begin + (end - begin) * math.log10(lag) / math.log10(most)
 
     def y(log10: float) -> float:
-        return TOP + (BOTTOM - TOP) * (1 - log10) / (1 - LOWEST)
+        return first + (last - first) * (HIGHEST - log10) / (HIGHEST - LOWEST)
 
-    parts = [text("fraction of the gradient that arrives", 0, 14, "tt-strong")]
-    for decade in range(LOWEST, 2):
-        parts.append(line(LEFT, y(decade), RIGHT, y(decade), "tt-grid"))
-        parts.append(text(power_of_ten(decade), LEFT - 7, y(decade) + 4.5, anchor="end"))
-    for lag in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
+    parts = [text(group[0]["network"], left, top + 10, "tt-ink")]
+    for decade in range(LOWEST, HIGHEST + 1, 2):
+        parts += [
+            line(begin, y(decade), end, y(decade), "tt-grid"),
+            text(power_of_ten(decade), begin - 6, y(decade) + 4.5, anchor="end"),
+        ]
+    for lag in (1, 10, 100, 1000):
         if lag <= most:
-            parts.append(line(x(lag), BOTTOM, x(lag), BOTTOM + 4, "tt-axis"))
-            parts.append(text(str(lag), x(lag), BOTTOM + 18, anchor="middle"))
-    parts.append(text("lag, in the network's own steps", RIGHT, BOTTOM + 38, anchor="end"))
-    networks = list(dict.fromkeys(record["network"] for record in records))
-    seen: dict[str, int] = {}
-    for place, record in enumerate(records):
+            parts += [
+                line(x(lag), last, x(lag), last + 4, "tt-axis"),
+                text(str(lag), x(lag), last + 17, anchor="middle"),
+            ]
+    at = begin
+    for record, dashes, colour in zip(group, DASHES, COLOURS, strict=False):
+        look = f"stroke:var(--tt-{colour});fill:none;stroke-width:2;stroke-dasharray:{dashes}"
         points = [
-            f"{x(lag):.1f} {y(value):.1f}"
+            f"{x(lag):.1f} {y(min(value, HIGHEST)):.1f}"
             for lag, value in enumerate(record["arriving"])
             if lag and value is not None and value >= LOWEST
         ]
-        name = record["network"]
-        seen[name] = seen.get(name, -1) + 1
-        look = f"stroke:var(--tt-{COLOURS[networks.index(name) % len(COLOURS)]});fill:none;stroke-width:2"
-        look += f";stroke-dasharray:{DASHES[seen[name] % len(DASHES)]}" if seen[name] else ""
         parts.append(element("path", d="M" + "L".join(points), style=look))
-        row, column = BOTTOM + 62 + 20.0 * (place // 2), LEFT + 370.0 * (place % 2)
-        parts.append(element("path", d=f"M{column} {row - 5}h24", style=look))
-        parts.append(text(named(record), column + 32, row))
-    told = "; ".join(f"{named(each)}: horizon 1 % {each['horizon'][FAR]} steps" for each in records)
-    height = BOTTOM + 62 + 20.0 * math.ceil(len(records) / 2)
-    return document(parts, WIDTH, height, "Fraction of the gradient that arrives, by lag", told, standalone)
+        if record["layer"]:
+            parts += [
+                element("path", d=f"M{at:.1f} {top + 24:.1f}h20", style=look),
+                text(record["layer"], at + 24, top + 28.5),
+            ]
+            at += 32 + width_of(record["layer"])
+    return parts

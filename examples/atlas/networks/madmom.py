@@ -31,7 +31,7 @@ FOLDER = "madmom-0.16.1/madmom"
 MODEL = f"{FOLDER}/models/beats/2016/beats_lstm_1.pkl"
 TRACKS = ("frozen-mainzik-1p", "frozen-mainzik-2p", "introzik")
 RATE, HOP, FRAME, SECONDS = 44100, 441, 2048, 0.01
-EXCERPTS, LENGTH = 4, 800  # of each track, frames
+EXCERPTS, LENGTH = 8, 800  # of each track, frames
 
 
 def stacked(gates: list[Any]) -> dict[str, NDArray[np.float32]]:
@@ -126,7 +126,7 @@ def music() -> list[NDArray[np.float32]]:
 
 
 def excerpts(pieces: list[NDArray[np.float32]]) -> Tensor:
-    """(800, 12, 162): excerpts of 8 s, four of each piece, evenly spread."""
+    """(800, 24, 162): excerpts of 8 s, eight of each piece, evenly spread."""
     made = []
     for piece in pieces:
         heard = features(piece)
@@ -139,7 +139,7 @@ def network() -> Network:
     """Excerpts of music, each from the network's start."""
     x = excerpts(music())
     return Network(
-        "madmom 0.16.1, beats", "code BSD-2-Clause, model CC BY-NC-SA 4.0", "the beat in music as it plays, network 1 of 8",
+        "madmom 0.16.1, beats", "BSD, models CC BY-NC-SA 4.0", "the beat in music as it plays, network 1 of 8",
         {"rnn_1": "layer 1", "rnn_2": "layer 2", "rnn_3": "layer 3"}, "10 ms", SECONDS,
         "log-odds of a beat, at every frame", f"{x.shape[1]} excerpts of 8 s of the music of the game Frozen Bubble (GPL)",
         "excerpts", Beats(unpickled(PACKAGE.file(MODEL))), lambda model: model(x).sum(0),
