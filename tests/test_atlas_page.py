@@ -28,15 +28,23 @@ def test_the_page_and_the_figures_are_those_of_the_stored_result():
 
 def test_a_number_moves_the_page_and_a_network_left_out_is_told():
     records = json.loads(json.dumps(STORED["records"]))
-    first = records[0]
-    assert f"| {first['horizon']['0.1']} = " in page.markdown(records, {})
-    first["horizon"]["0.1"] = 4321
-    first["network"] = "<b>"
-    assert "| 4321 = " in page.markdown(records, {})
+    told = next(record for record in records if record["seconds"] is None)
+    assert f"| {told['horizon']['0.1']} (" in page.markdown(records, {})
+    told["horizon"]["0.1"] = 4321
+    told["network"] = "<b>"
+    assert "| 4321 (" in page.markdown(records, {})
+    assert "4321 of the " in page.markdown(records, {})  # further than its input: bound by it
     whole = page.html(records, {"other": "no wheel"})
     assert "&lt;b&gt;" in whole
     assert "<b>" not in whole
     assert "Left out: other (no wheel)." in whole
+
+
+def test_time_is_told_in_seconds_and_the_farthest_layer_speaks_for_its_network():
+    shared = {"network": "ear", "job": "hearing", "seconds": 0.01, "step": "10 ms", "farthest": 800}
+    near = {**shared, "horizon": {"0.1": 30}, "interval": {"0.1": [7, 129]}}
+    far = {**shared, "horizon": {"0.1": 250}, "interval": {"0.1": [200, 360]}}
+    assert page.answer([near, far]) == [("2.5 s (2 to 3.6)", "ear, hearing")]
 
 
 def test_the_terms_added_up():
@@ -62,12 +70,14 @@ def grams(network: Network) -> np.ndarray:
     return intervals.grams(trace, units, measure.of_layer(trace, measure.by_unit(network)))
 
 
+@pytest.mark.parametrize("entries", [2**17, 500])  # all rows in one block, and in lanes
 @pytest.mark.parametrize("stretched", [False, True])
-def test_the_horizon_of_a_resample_is_that_of_the_network_run_on_it(stretched):
+def test_the_horizon_of_a_resample_is_that_of_the_network_run_on_it(stretched, entries, monkeypatch):
+    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", entries)
     x = torch.randn(40, 1 if stretched else 7, 3, generator=torch.Generator().manual_seed(0))
     network = net(x, edges(40) if stretched else ())
     told, rng = grams(network), np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(3):
         drawn = np.bincount(rng.integers(0, len(told[0]), len(told[0])), minlength=len(told[0])).astype(float)
 
         def loss(model, batch, drawn=drawn):

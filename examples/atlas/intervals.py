@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.linearize import Linearization
 from throughtime.reducers.products import grouped, outer
 from throughtime.scaled import power_of_two
-from throughtime.sweep import Block, sweep
+from throughtime.sweep import sweep
 from throughtime.trace import Trace
 
 RESAMPLED = 2000
@@ -49,18 +50,19 @@ class Units:
         made = [group.factors(block) for group in self.groups]
         for turn in torch.argsort(block.lags).tolist():
             for place, (p, x) in zip(self.places, made, strict=True):
-                self._take_away(place, p[:, turn] * scale[turn], None if x is None else x[turn], block.origins)
-            self.gram[block.lags[turn]] = (self.left @ self.left.T).double()
+                self._take_away(place, p[:, turn] * scale[turn], None if x is None else x[turn], block)
+            if block.last:
+                self.gram[block.lags[turn]] = (self.left @ self.left.T).double()
 
-    def _take_away(self, place: slice, p: Tensor, x: Tensor | None, origins: Tensor) -> None:
-        """p (K, R·B, H) and x (R·B, width) of the origins (R,)."""
-        sequences = self.units.shape[1]
-        if sequences > 1:  # each is a unit
+    def _take_away(self, place: slice, p: Tensor, x: Tensor | None, block: Block) -> None:
+        """p (K, R·B, H) and x (R·B, width) of the block's origins (R,) and sequences (B,)."""
+        if self.units.shape[1] > 1:  # each sequence is a unit
+            sequences = block.adjoint.shape[2]
             by_unit = p.unflatten(1, (-1, sequences)).permute(2, 0, 1, 3)
             of_unit = None if x is None else x.unflatten(0, (-1, sequences)).transpose(0, 1).unsqueeze(1)
-            self.left[:, place] -= outer(by_unit, of_unit).flatten(1)
+            self.left[block.sequences, place] -= outer(by_unit, of_unit).flatten(1)
             return
-        found, counts = self.units[origins, 0].unique_consecutive(return_counts=True)
+        found, counts = self.units[block.origins, 0].unique_consecutive(return_counts=True)
         end = 0
         for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
             at = slice(end, end := end + count)

@@ -102,8 +102,6 @@ def part(value: float | None) -> str:
 
 def middle(values: list[float | None]) -> str:
     """The median over units, one that is never reached counted as the longest."""
-    if not any(value is not None for value in values):
-        return "–"
     told = float(np.median([math.inf if value is None else value for value in values]))
     return "not reached" if math.isinf(told) else number(told, 2)
 
@@ -136,7 +134,7 @@ NOTES = (
     "“Beyond 10 steps”: the norm of all terms of the weight gradient beyond lag 10, over the whole; it can pass 100 %, since "
     "terms cancel. It is what a truncation to 10 steps would miss.",
     "Half-life: the first lag at which a unit's part of the gradient has halved, the median over units; by their gates: ln 2 "
-    "times the timescale that the gates alone say. A dash: the cell has no gates on its carry.",
+    "times the timescale that the gates alone say. “Not reached”: it has not halved where the input ends.",
 )
 
 
