@@ -13,6 +13,7 @@ from throughtime.report.notation import number
 from throughtime.report.palette import variables
 
 TITLE = "How far back do shipped networks listen?"
+BY_LAG = "What arrives, lag by lag"
 HEAD = ("network, layer", "cell", "step", "10 % horizon", "1 %", "0.1 %", "input ends at", "beyond 10 steps",
         "half-life of units, steps", "by their gates")  # fmt: skip
 STYLE = (
@@ -20,7 +21,7 @@ STYLE = (
     "font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}"
     "th,td{padding:5px 8px;text-align:left;border-top:1px solid var(--tt-line);vertical-align:top}"
-    "td{white-space:nowrap}"
+    "td{white-space:nowrap}td:first-child{white-space:normal;min-width:13em}"
 )
 Records = list[dict[str, Any]]
 
@@ -177,7 +178,7 @@ def markdown(records: Records, missing: dict[str, str]) -> str:
     return "\n".join(
         [f"# {TITLE}", "", *(f"- **{far}**: {which}" for far, which in answer(records)), "", MEANING, "",
          "![Gradient horizons of every layer with their intervals](images/atlas.svg)", "", *table, "",
-         "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "",
+         f"## {BY_LAG}", "", "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "",
          "## What was run", "", *run, "", "## How to read it", "", *read, "",
          "Made by `make atlas`, from docs/atlas.json.", ""]
     )  # fmt: skip

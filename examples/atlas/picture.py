@@ -129,5 +129,5 @@ def _curves(group: list[dict[str, Any]], left: float, top: float, most: int) -> 
                 element("path", d=f"M{at:.1f} {top + 24:.1f}h20", style=look),
                 text(record["layer"], at + 24, top + 28.5),
             ]
-            at += 32 + width_of(record["layer"])
+            at += 40 + width_of(record["layer"])
     return parts
