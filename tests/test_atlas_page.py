@@ -29,10 +29,10 @@ def test_the_page_and_the_figures_are_those_of_the_stored_result():
 def test_a_number_moves_the_page_and_a_network_left_out_is_told():
     records = json.loads(json.dumps(STORED["records"]))
     told = next(record for record in records if record["seconds"] is None)
-    assert f"| {told['horizon']['0.1']} (" in page.markdown(records, {})
+    assert f"| {told['horizon']['0.1']}\N{NO-BREAK SPACE}(" in page.markdown(records, {})
     told["horizon"]["0.1"] = 4321
     told["network"] = "<b>"
-    assert "| 4321 (" in page.markdown(records, {})
+    assert "| 4321\N{NO-BREAK SPACE}(" in page.markdown(records, {})
     assert "4321 of the " in page.markdown(records, {})  # further than its input: bound by it
     whole = page.html(records, {"other": "no wheel"})
     assert "&lt;b&gt;" in whole

@@ -14,8 +14,8 @@ from throughtime.report.palette import variables
 
 TITLE = "How far back do shipped networks listen?"
 BY_LAG = "What arrives, lag by lag"
-HEAD = ("network, layer", "cell", "step", "10 % horizon", "1 %", "0.1 %", "input ends at", "beyond 10 steps",
-        "half-life of units, steps", "by their gates")  # fmt: skip
+HEAD = ("network, layer", "step", "10 % horizon", "1 %", "0.1 %", "input ends at")
+HEAD_BY_LAG = ("network, layer", "cell", "beyond 10 steps", "half-life of units, steps", "by their gates, steps")
 STYLE = (
     "body{margin:0 auto;max-width:1240px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
     "font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
@@ -28,8 +28,8 @@ Records = list[dict[str, Any]]
 
 MEANING = (
     "That is the 10 % gradient horizon of each network's farthest layer, with its 95 % interval over the input: all that lies "
-    "further back makes up at most a tenth of the gradient of the network's own decisions. How far back learning could still "
-    "change a decision, not which inputs it needs."
+    "further back makes up at most a tenth of the gradient of the network's own decisions. It tells how far back learning "
+    "could still change a decision, not which inputs the decision needs."
 )
 
 
@@ -78,12 +78,22 @@ def span(record: dict[str, Any], level: str) -> str:
 
 
 def rows(records: Records) -> list[list[str]]:
-    """The table; in brackets the 95 % interval."""
+    """The table of horizons; in brackets the 95 % interval."""
     return [
         [
-            named(each), each["cell"], each["step"], *(horizon(each, level) for level in ("0.1", "0.01", "0.001")),
-            length(each, each["farthest"]), part(each["beyond"]["10"]),
-            middle(each["half_lives"]), middle(each["gate_half_lives"]),
+            named(each), each["step"], *(horizon(each, level) for level in ("0.1", "0.01", "0.001")),
+            length(each, each["farthest"]),
+        ]
+        for each in records
+    ]  # fmt: skip
+
+
+def rows_by_lag(records: Records) -> list[list[str]]:
+    """The table beside the curves."""
+    return [
+        [
+            named(each), each["cell"], part(each["beyond"]["10"]), middle(each["half_lives"]),
+            middle(each["gate_half_lives"]),
         ]
         for each in records
     ]  # fmt: skip
@@ -93,7 +103,11 @@ def horizon(record: dict[str, Any], level: str) -> str:
     """A gradient horizon and its interval, in time where a step has a length."""
     value = record["horizon"][level]
     unit = " s" if record["seconds"] else ""
-    return "–" if value is None else f"{amount(record, value)}{unit} ({span(record, level)})"
+    return (
+        "–"
+        if value is None
+        else f"{amount(record, value)}{unit} ({span(record, level)})".replace(" ", "\N{NO-BREAK SPACE}")
+    )
 
 
 def part(value: float | None) -> str:
@@ -152,18 +166,28 @@ def left_out(missing: dict[str, str]) -> list[str]:
 
 def html(records: Records, missing: dict[str, str]) -> str:
     """The whole page."""
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(records))
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in HEAD)
     told = "".join(f"<li><strong>{escape(far)}</strong>: {escape(which)}</li>" for far, which in answer(records))
     listed = ["".join(f"<li>{escape(each)}</li>" for each in some) for some in notes(records, missing)]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{TITLE}</title>'
         f"<style>{variables(':root')}{STYLE}</style></head><body><h1>{TITLE}</h1><ul>{told}</ul>"
-        f"<p>{escape(MEANING)}</p>{horizons(records)}"
-        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>{arriving(records)}'
+        f"<p>{escape(MEANING)}</p>{horizons(records)}{table_html(HEAD, rows(records))}"
+        f"<h2>{BY_LAG}</h2>{arriving(records)}{table_html(HEAD_BY_LAG, rows_by_lag(records))}"
         f"<h2>What was run</h2><ul>{listed[0]}</ul><h2>How to read it</h2><ul>{listed[1]}</ul></body></html>\n"
     )
+
+
+def table_html(head: tuple[str, ...], cells: list[list[str]]) -> str:
+    """A table that scrolls by itself."""
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def table_markdown(head: tuple[str, ...], cells: list[list[str]]) -> list[str]:
+    """The same in Markdown, line by line."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
 
 
 def notes(records: Records, missing: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -173,12 +197,12 @@ def notes(records: Records, missing: dict[str, str]) -> tuple[list[str], list[st
 
 def markdown(records: Records, missing: dict[str, str]) -> str:
     """The documentation's page."""
-    table = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *rows(records))]
+    first, second = table_markdown(HEAD, rows(records)), table_markdown(HEAD_BY_LAG, rows_by_lag(records))
     run, read = ([f"- {each}" for each in some] for some in notes(records, missing))
     return "\n".join(
         [f"# {TITLE}", "", *(f"- **{far}**: {which}" for far, which in answer(records)), "", MEANING, "",
-         "![Gradient horizons of every layer with their intervals](images/atlas.svg)", "", *table, "",
-         f"## {BY_LAG}", "", "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "",
+         "![Gradient horizons of every layer with their intervals](images/atlas.svg)", "", *first, "",
+         f"## {BY_LAG}", "", "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "", *second, "",
          "## What was run", "", *run, "", "## How to read it", "", *read, "",
          "Made by `make atlas`, from docs/atlas.json.", ""]
     )  # fmt: skip
