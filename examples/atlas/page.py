@@ -82,7 +82,7 @@ def rows(records: Records) -> list[list[str]]:
     return [
         [
             named(each), each["step"], *(horizon(each, level) for level in ("0.1", "0.01", "0.001")),
-            length(each, each["farthest"]),
+            length(each, each["farthest"]).replace(" ", "\N{NO-BREAK SPACE}"),
         ]
         for each in records
     ]  # fmt: skip

@@ -115,7 +115,7 @@ def _curves(group: list[dict[str, Any]], left: float, top: float, most: int) -> 
                 line(x(lag), last, x(lag), last + 4, "tt-axis"),
                 text(str(lag), x(lag), last + 17, anchor="middle"),
             ]
-    at = begin
+    at = left
     for record, dashes, colour in zip(group, DASHES, COLOURS, strict=False):
         look = f"stroke:var(--tt-{colour});fill:none;stroke-width:2;stroke-dasharray:{dashes}"
         points = [
@@ -129,5 +129,5 @@ def _curves(group: list[dict[str, Any]], left: float, top: float, most: int) -> 
                 element("path", d=f"M{at:.1f} {top + 24:.1f}h20", style=look),
                 text(record["layer"], at + 24, top + 28.5),
             ]
-            at += 40 + width_of(record["layer"])
+            at += 36 + width_of(record["layer"])
     return parts
