@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -175,6 +176,13 @@ def test_version(throughtime):
     code, out, _ = throughtime("version")
     assert code == 0
     assert re.fullmatch(r"throughtime \d+\.\d+\.\d+, torch [\d.]+\S*, Python 3\.\d+\.\d+\n", out)
+
+
+def test_the_package_runs_as_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["throughtime", "version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("throughtime", run_name="__main__")
+    assert (end.value.code, capsys.readouterr().out.split()[0]) == (0, "throughtime")
 
 
 def test_explain(throughtime):
