@@ -20,11 +20,12 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.cells.cell import Cell, Tensors
+from throughtime.elementwise import Edge, Factor
 from throughtime.errors import InputError, RecordError, UnsupportedError
 
-Edge = tuple[Node | None, int]
 INPUT = ""  # the target that stands for a call's input
 OUTPUT = -1  # the place of a fused call's output, beside those of its states
+HELD = 1000  # added to the place of a state: the tensor made of it and of an older state, see `Held`
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,31 @@ class Pass:
     """What one backward pass gave a call: by place of the result, and by place of the initial state.
 
     inner: by place of a result, what another result of the same call sends to it (in an LSTM's step h is made of c).
+    held: by place of a state, the gradient at its `Held`.
     """
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
     inner: dict[int, Tensor] = field(default_factory=dict)
     initial: dict[int, Tensor] = field(default_factory=dict)
+    held: dict[int, Tensor] = field(default_factory=dict)
     second_order: bool = False
     batched: bool = False
     finished: bool = False
 
     def finish(self) -> None:
         self.finished = True
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that the user made of a new state and of the one before: take∘new + hold∘old + what has no gradient.
+
+    heard: the hook that keeps the gradient at it, in `Pass.held`.
+    """
+
+    take: Factor
+    hold: Tensor
+    heard: RemovableHandle
 
 
 @dataclass(eq=False)
@@ -108,7 +123,9 @@ class Call:
     ends: list[Edge] = field(default_factory=list)
     told: bool = True
     follows: Call | None = None
-    between: list[Tensor] = field(default_factory=list)
+    origins: list[dict[Edge, Factor]] = field(default_factory=list)
+    between: list[Factor] = field(default_factory=list)
+    held: dict[int, Held] = field(default_factory=dict)
     external: dict[int, Tensor] = field(default_factory=dict)
     fed: tuple[Call, int] | None = None
     sent_to_input: Callable[[Tensor], None] | None = None
@@ -153,6 +170,20 @@ class Call:
         """Copy the input, so that a buffer used again after the block does not change it."""
         if self.version is not None and not self.changed:
             self.x, self.version = self.x.clone(), None
+
+
+def hear_held(call: Call, edge: Edge, place: int) -> RemovableHandle:
+    """Keep the gradient at a tensor that is made of one of the call's states and of an older one."""
+    node, output = edge
+    assert node is not None
+
+    def before(grads: tuple[Tensor | None, ...]) -> None:
+        grad = grads[output]
+        now = None if grad is None else call.receive(grad)
+        if grad is not None and now is not None:
+            now.held[place] = grad.detach().clone()
+
+    return node.register_prehook(before)
 
 
 def edge_of(tensor: Tensor) -> Edge:

@@ -26,13 +26,15 @@ from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors
 from throughtime.cells.lstm_projected import LSTMProjected
-from throughtime.chains import Ways, link, runs_of
+from throughtime.chains import link, mixed, runs_of
+from throughtime.elementwise import MIXING
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.recurrent import Recurrent, scan
 from throughtime.runs import traces_of
 from throughtime.trace import Trace, joined
+from throughtime.ways import Ways
 
 _FUSED: dict[Any, Cell] = {
     torch.gru: GRU(),
@@ -86,7 +88,7 @@ class Record:
                 self._handles += self._own(name, layer)
             elif isinstance(layer, nn.RNNCellBase):
                 self._handles += _around(layer, name, self._running)
-        self._mode = _Mode(_eager(self._see))
+        self._mode = _Mode(_eager(self._see), _eager(self._after))
         self._mode.__enter__()
         return self
 
@@ -98,6 +100,7 @@ class Record:
             ways.close()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
+            call.origins.clear()
             call.sent_to_input = None
         for handle in self._handles:
             handle.remove()
@@ -122,6 +125,12 @@ class Record:
             results = func(*args, **kwargs)
         self._end(started, results if isinstance(results, tuple) else (results,), masks.seen if masks else [])
         return results
+
+    def _after(self, made: Any) -> None:
+        """Look at what an operation of the user's made: it may hold an old state beside a new one."""
+        if isinstance(made, Tensor) and made.grad_fn is not None and made.grad_fn.name() in MIXING:
+            for ways in self._ways.values():
+                self._handles += mixed(made, ways)
 
     def _start(self, layer: str, form: Form, x: Tensor, initial: list[Tensor], weights: Tensors) -> _Started:
         """What must be noted before a call runs."""
@@ -153,9 +162,8 @@ class Record:
             told=told,
         )
         ways = self._ways.setdefault(started.layer, Ways())
-        link(call, initial, ways.open_ends)
+        self._handles += link(call, initial, ways)
         self._handles += ways.behind(call, x, initial)
-        self._handles += ways.parted(call, initial)
         ways.add(call, output)
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
@@ -245,9 +253,10 @@ class Record:
             )
         runs = runs_of(calls)
         made = [traces_of(run) for run in runs]
-        kinds = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
-        if len(set(kinds)) > 1:  # to be joined they need one cell
-            made = [traces_of(replace(run, passed=True)) for run in runs]
+        passed = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
+        held = [run.held for run in runs]
+        if len(set(held)) > 1 or len(set(passed)) > 1:  # to be joined they need one cell
+            made = [traces_of(replace(run, passed=any(passed), held=any(held))) for run in runs]
         by_name: dict[str, list[Trace]] = {}
         for trace in chain.from_iterable(made):
             by_name.setdefault(trace.name, []).append(trace)
@@ -299,16 +308,18 @@ class _Started:
 
 
 class _Mode(TorchFunctionMode):
-    """Shows the fused calls to a recorder."""
+    """Shows the fused calls to a recorder, and what all others made."""
 
-    def __init__(self, see: Callable) -> None:
+    def __init__(self, see: Callable, after: Callable) -> None:
         super().__init__()
-        self.see = see
+        self.see, self.after = see, after
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is scan or func in _FUSED or func in _CELLS:
             return self.see(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        self.after(made)
+        return made
 
 
 def _eager(function: Callable) -> Callable:
