@@ -23,12 +23,9 @@ SAME_ORDER = {  # operations that leave every entry where it is, in a flattened 
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("ToCopyBackward0", "SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "ViewBackward"),
 }
-MIXING = {
-    "AddBackward0",
-    "LerpBackward0",
-    "LerpBackward1",
-    "WhereBackward0",
-}  # in which a new and an old state can meet
+MIXING = {  # operations in which a new and an old state can meet
+    *(torch.add, torch.where, torch.lerp, Tensor.add, Tensor.add_, Tensor.where, Tensor.lerp, Tensor.lerp_),
+}
 FARTHEST = 64  # operations that are looked through, one after another
 
 

@@ -126,11 +126,13 @@ class Record:
         self._end(started, results if isinstance(results, tuple) else (results,), masks.seen if masks else [])
         return results
 
-    def _after(self, made: Any) -> None:
+    def _after(self, made: Any) -> Any:
         """Look at what an operation of the user's made: it may hold an old state beside a new one."""
-        if isinstance(made, Tensor) and made.grad_fn is not None and made.grad_fn.name() in MIXING:
+        seen = isinstance(made, Tensor) and made.grad_fn is not None
+        if seen and not torch._C._are_functorch_transforms_active():
             for ways in self._ways.values():
                 self._handles += mixed(made, ways)
+        return made
 
     def _start(self, layer: str, form: Form, x: Tensor, initial: list[Tensor], weights: Tensors) -> _Started:
         """What must be noted before a call runs."""
@@ -308,7 +310,7 @@ class _Started:
 
 
 class _Mode(TorchFunctionMode):
-    """Shows the fused calls to a recorder, and what all others made."""
+    """Shows the fused calls to a recorder, and what is made by operations in which a new and an old state can meet."""
 
     def __init__(self, see: Callable, after: Callable) -> None:
         super().__init__()
@@ -317,9 +319,9 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is scan or func in _FUSED or func in _CELLS:
             return self.see(func, args, kwargs or {})
-        made = func(*args, **(kwargs or {}))
-        self.after(made)
-        return made
+        if func in MIXING and not torch.compiler.is_compiling():
+            return self.after(func(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
 
 
 def _eager(function: Callable) -> Callable:
