@@ -187,11 +187,37 @@ def hear_held(call: Call, edge: Edge, place: int) -> RemovableHandle:
 
 
 def edge_of(tensor: Tensor) -> Edge:
+    """Where the tensor's gradient enters the graph: autograd's own answer, by the short way where there is a node."""
+    node = tensor.grad_fn
+    if node is not None:
+        return node, tensor.output_nr
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
 
 
-def edges_of(x: Tensor, initial: list[Tensor], weights: Tensors) -> tuple[dict[Edge, str | int], bool]:
+class Edges:
+    """The edges of weights. Those of leaves are made anew each time that one asks, at some cost, and so are kept."""
+
+    def __init__(self) -> None:
+        self._leaves: dict[int, tuple[Tensor, Edge]] = {}
+
+    def of(self, weights: Tensors) -> dict[str, Edge]:
+        """By name, of those that take a gradient."""
+        return {name: self._of(value) for name, value in weights.items() if value.requires_grad}
+
+    def _of(self, tensor: Tensor) -> Edge:
+        if tensor.grad_fn is not None:
+            return edge_of(tensor)
+        if id(tensor) not in self._leaves:
+            self._leaves[id(tensor)] = tensor, edge_of(tensor)
+        return self._leaves[id(tensor)][1]
+
+    def clear(self) -> None:
+        """Let go of the tensors."""
+        self._leaves.clear()
+
+
+def targets_of(x: Tensor, initial: list[Tensor], weights: dict[str, Edge]) -> tuple[dict[Edge, str | int], bool]:
     """Each edge at which the call's contribution is read, and whether those of the states are among them.
 
     A state given in two places cannot be told apart.
@@ -199,7 +225,7 @@ def edges_of(x: Tensor, initial: list[Tensor], weights: Tensors) -> tuple[dict[E
     states = [edge_of(state) for state in initial if state.requires_grad]
     told = len(states) == len(initial) == len(set(states)) and not (x.requires_grad and edge_of(x) in states)
     targets: dict[Edge, str | int] = {edge: place for place, edge in enumerate(states)} if told else {}
-    return targets | {edge_of(value): name for name, value in weights.items() if value.requires_grad}, told
+    return targets | {edge: name for name, edge in weights.items()}, told
 
 
 def hook(

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from throughtime import own
-from throughtime.calls import INPUT, Call, Form, Shared, edge_of, edges_of, hook
+from throughtime.calls import INPUT, Call, Edges, Form, Shared, edge_of, hook, targets_of
 from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors
@@ -74,6 +74,7 @@ class Record:
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
+        self._edges = Edges()
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -98,6 +99,7 @@ class Record:
         self._mode = None
         for ways in self._ways.values():
             ways.close()
+        self._edges.clear()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
             call.origins.clear()
@@ -116,7 +118,7 @@ class Record:
         if layer is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         try:
-            form, x, initial, weights = _arguments(func, args, layer)
+            form, x, initial, weights = _arguments(func, args, layer, self._edges)
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
@@ -147,8 +149,10 @@ class Record:
         output, low = made[0], started.low
         if not output.requires_grad:
             return
-        targets, told = edges_of(x, initial, weights)
-        stops = {edge_of(value)[0] for value in (x, *initial, *weights.values()) if value.requires_grad}
+        edges = self._edges.of(weights)
+        targets, told = targets_of(x, initial, edges)
+        stops = {edge_of(value)[0] for value in (x, *initial) if value.requires_grad}
+        stops.update(node for node, _ in edges.values())
         call = Call(
             layer=started.layer,
             form=form,
@@ -158,7 +162,7 @@ class Record:
             shared=started.shared,
             results=[value.detach().clone() for value in (made if form.single else made[:1])],
             dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
-            expected=[name for name, value in weights.items() if value.requires_grad],
+            expected=list(edges),
             masks=[mask.transpose(0, 1) if form.batch_first else mask for mask in masks],  # torch draws them time first
             ends=[edge_of(state) for state in (made if form.single else made[1:])],
             told=told,
@@ -359,7 +363,9 @@ class _Masks(TorchDispatchMode):
         return out
 
 
-def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, list[Tensor], Tensors]:
+def _arguments(
+    func: Callable, args: tuple, layer: str, edges: Edges
+) -> tuple[Form, Tensor, list[Tensor], Tensors]:
     """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
     if func is scan:
         owner, x, initial, given = args
@@ -394,7 +400,7 @@ def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, l
         raise InputError(
             f"an input of layer '{layer}' on the meta device", "tensors with data", "move model and data to cpu or cuda"
         )
-    given = [(name, edge_of(value)) for name, value in weights.items() if value.requires_grad]
+    given = list(edges.of(weights).items())
     for place, (name, edge) in enumerate(given):
         for other, same in given[:place]:
             if edge == same:
