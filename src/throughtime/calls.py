@@ -62,7 +62,7 @@ class Shared:
     sums: dict[int, Tensors] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Pass:
     """What one backward pass gave a call: by place of the result, and by place of the initial state.
 
@@ -82,7 +82,7 @@ class Pass:
         self.finished = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Held:
     """A tensor that the user made of a new state and of the one before: take∘new + hold∘old + what has no gradient.
 
@@ -94,7 +94,7 @@ class Held:
     heard: RemovableHandle
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One call of one layer: copies of what it ran with, and the passes that came back to it.
 

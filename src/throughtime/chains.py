@@ -40,7 +40,7 @@ def link(call: Call, initial: list[Tensor], ways: Ways) -> Iterator[RemovableHan
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
             continue
-        read = [_way(state, before, place) for place, state in enumerate(initial)]
+        read = [_way(state, before, place, ways) for place, state in enumerate(initial)]
         found = [way for way in read if way is not None]
         if len(found) < len(read):
             continue
@@ -77,10 +77,10 @@ class _Way:
     others: list[Node]
 
 
-def _way(state: Tensor, before: Call, place: int) -> _Way | None:
+def _way(state: Tensor, before: Call, place: int, ways: Ways) -> _Way | None:
     """The way from a state of a call to one that was given to a later call; None where it was not made of it."""
     end, old = before.ends[place], before.origins[place]
-    reader = Reader(state, old | {end: None})
+    reader = Reader(state, old | {end: None}, ways.known, (before, HELD + place))
     chain = reader.descend(edge_of(state))
     arrived = reader.arrivals(chain[-1][0])
     if end not in arrived:
@@ -106,7 +106,7 @@ def mixed(made: Tensor, ways: Ways) -> Iterator[RemovableHandle]:
         for place, state in enumerate(call.initial):
             if place in call.held or state.numel() != made.numel():
                 continue
-            way = _way(made, call, place)
+            way = _way(made, call, place, ways)
             if way is None or way.hold is None or way.chain[-1][0] != edge:
                 continue
             if float((plus(way.take, way.hold, made) - 1).abs().max()) <= 1e-5:

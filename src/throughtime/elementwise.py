@@ -81,13 +81,16 @@ def filled(factor: Factor, like: Tensor) -> Tensor:
 
 @dataclass
 class Reader:
-    """Reads the ways of one state backwards. like: the state. stops: the edges at which a way has arrived.
+    """Reads the ways of one state backwards. like: the state. stops: the edges at which a way has arrived; walls: those at
+    which it has gone astray, unless what stands there is `own`.
 
-    others: operations met that are not number by number: whatever lies behind them is not followed.
+    others: operations met that are not number by number, or behind a wall: whatever lies behind them is not followed.
     """
 
     like: Tensor
     stops: Mapping[Edge, Any]
+    walls: Mapping[Edge, Any] = field(default_factory=dict)
+    own: Any = None
     others: list[Node] = field(default_factory=list)
     _known: dict[Edge, dict[Edge, Factor]] = field(default_factory=dict)
 
@@ -97,7 +100,7 @@ class Reader:
             return {edge: None}
         if edge not in self._known:
             self._known[edge] = {}
-            self._known[edge] = self._through(edge[0], depth)
+            self._known[edge] = self._through(edge, depth)
         return self._known[edge]
 
     def descend(self, edge: Edge) -> list[tuple[Edge, Factor]]:
@@ -119,11 +122,13 @@ class Reader:
             edge = following
         return chain
 
-    def _through(self, node: Node | None, depth: int) -> dict[Edge, Factor]:
+    def _through(self, edge: Edge, depth: int) -> dict[Edge, Factor]:
+        node = edge[0]
         if node is None:
             return {}
         name = node.name()
-        if depth == 0 or (name not in SAME_ORDER and name not in _DERIVATIVES):
+        astray = self.walls.get(edge, self.own) != self.own
+        if depth == 0 or astray or (name not in SAME_ORDER and name not in _DERIVATIVES):
             self.others.append(node)
             return {}
         made: dict[Edge, Factor] = {}

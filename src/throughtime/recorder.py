@@ -298,7 +298,7 @@ class Record:
         return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Started:
     """A call before it runs. copies: of its states; low: autocast's dtype, or None."""
 
@@ -363,9 +363,7 @@ class _Masks(TorchDispatchMode):
         return out
 
 
-def _arguments(
-    func: Callable, args: tuple, layer: str, edges: Edges
-) -> tuple[Form, Tensor, list[Tensor], Tensors]:
+def _arguments(func: Callable, args: tuple, layer: str, edges: Edges) -> tuple[Form, Tensor, list[Tensor], Tensors]:
     """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
     if func is scan:
         owner, x, initial, given = args

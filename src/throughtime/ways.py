@@ -22,21 +22,22 @@ class Ways:
     Only what a call sends to its input goes this way: an operation on it may pass on other gradients too (a loss on an
     output that is fed back, the way of the states themselves), and then runs once more on this part alone.
 
-    cut: whether states came back by another way than those that `link` follows. lost: whether some operation could not run
-    again, so that the part is not known. open_ends: calls that none follows.
+    known: the edges of the layer's states and outputs, with the call and the place. cut: whether states came back by another
+    way than those that `link` follows. lost: whether some operation could not run again, so that the part is not known.
+    open_ends: calls that none follows.
     """
 
     def __init__(self) -> None:
         self.lost = self.cut = False
         self.open_ends: dict[int, Call] = {}
-        self._calls: dict[Edge, tuple[Call, int]] = {}
+        self.known: dict[Edge, tuple[Call, int]] = {}
         self._makers: set[Node] = set()
         self._leads: dict[Node, bool] = {}  # operations seen so far: whether a state lies behind
         self._arrived: dict[tuple[int, Node], dict[int, Tensor]] = {}
 
     def close(self) -> None:
         """Let go of the graph."""
-        for held in (self.open_ends, self._calls, self._makers, self._leads, self._arrived):
+        for held in (self.open_ends, self.known, self._makers, self._leads, self._arrived):
             held.clear()
 
     def add(self, call: Call, output: Tensor) -> None:
@@ -46,22 +47,22 @@ class Ways:
         if not call.form.single:
             made.append((OUTPUT, edge_of(output)))
         for place, edge in made:
-            self._calls[edge] = call, place
+            self.known[edge] = call, place
             if edge[0] is not None:
                 self._makers.add(edge[0])
 
     def add_held(self, call: Call, place: int, edge: Edge) -> None:
         """Know a tensor that is made of one of the call's states and of an older one."""
-        self._calls[edge] = call, HELD + place
+        self.known[edge] = call, HELD + place
         if edge[0] is not None:
             self._makers.add(edge[0])
 
     def behind(self, call: Call, x: Tensor, initial: list[Tensor]) -> Iterator[RemovableHandle]:
         """Hooks on the operations between the call's input and states; sets `call.fed` and `call.sent_to_input`."""
-        if not x.requires_grad or not self._calls:
+        if not x.requires_grad or not self.known:
             return
         node, number = edge = edge_of(x)
-        fed = self._calls.get(edge)
+        fed = self.known.get(edge)
         if fed is not None and edge not in [edge_of(state) for state in initial if state.requires_grad]:
             call.sent_to_input = lambda grad: self._told(*fed, grad)
         else:
@@ -96,7 +97,7 @@ class Ways:
             onward = [
                 (place, edge)
                 for place, edge in following
-                if edge in self._calls or (edge[0] is not None and self._leads.get(edge[0]))
+                if edge in self.known or (edge[0] is not None and self._leads.get(edge[0]))
             ]
             if onward and not self._leads[node]:
                 self._leads[node] = True
@@ -113,8 +114,8 @@ class Ways:
                 part = parts[place] if parts else None
                 if part is None:
                     continue
-                if edge in self._calls:
-                    self._told(*self._calls[edge], part)
+                if edge in self.known:
+                    self._told(*self.known[edge], part)
                 elif edge[0] is not None:
                     self._arrive(edge[0], edge[1], part.detach().clone())
 
