@@ -240,7 +240,32 @@ def traces_of(run: Run) -> list[Trace]:
     if form.layers == 1:
         return told
     whole = [_whole(run, told)] if form.directions == 1 else []
-    return [*whole, *(replace(part, external=None) for part in told)]  # what comes from above has more of it
+    return [*whole, *_with_external(run, parts)]
+
+
+def _with_external(run: Run, parts: dict[tuple[int, int], Trace]) -> list[Trace]:
+    """The parts of a stack from the lowest, their external gradients with what the layers above send down of theirs."""
+    out: dict[tuple[int, int], Trace] = {}
+    above: Tensor | None = None
+    for layer in reversed(range(run.form.layers)):
+        below = torch.zeros_like(run.outputs[layer - 1]) if layer else None
+        for direction in range(run.form.directions):
+            part = parts[layer, direction]
+            if part.external is None:  # in all of them, or in none
+                return [part for _, part in sorted(parts.items())]
+            external = part.external.clone()
+            if above is not None:
+                width = above.shape[-1] // run.form.directions
+                sent = above[..., direction * width : (direction + 1) * width]
+                new = external.chunk(2 if run.held else 1, dim=-1)[-1]  # a view: of a held carry the new state
+                new[..., :width] += flipped(sent, run.lengths) if direction else sent
+            out[layer, direction] = replace(part, external=external)
+            if below is not None:
+                sent = input_gradient(replace(part, gradient=external))
+                below += flipped(sent, run.lengths) if direction else sent
+        if below is not None:
+            above = below * run.masks[layer - 1] if run.masks else below
+    return [part for _, part in sorted(out.items())]
 
 
 def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
