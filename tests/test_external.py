@@ -1,4 +1,4 @@
-"""What comes round outside a layer, by lag: against gradients at stand-ins for the states, taken from the last step to the first.
+"""What comes round outside a layer, by lag: against gradients at stand-ins for the states, from the last step to the first.
 
 A later input reads a stand-in for the state. What reaches the stand-in of step k is the loss's gradient there and, for every
 later step j, what the gradient at stand-in j makes of state j: this is what enters at step k from outside. Through the states
