@@ -5,6 +5,8 @@ The loss at step t differentiated by copy k is the term at lag t − k: it goes 
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -244,3 +246,25 @@ def test_windows_whose_states_are_held(kind, depth, hold, which):
 
     given = [[(f"rnn.{name}", value) for name, value in copy.items()] for copy in copies]
     compare(layer, by_lag(parts_of(*model(drawn(T, B, D), run)), given))
+
+
+def test_the_graph_of_a_held_loop_is_let_go_and_the_gradients_are_the_users():
+    class Mark:
+        pass
+
+    model = Loop("GRUCell", "soft", "both", done=True)
+    loss_of(model, "every").backward()
+    plain = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    with tt.record(model) as record:
+        loss = loss_of(model, "every")
+        mark = Mark()
+        assert loss.grad_fn is not None
+        loss.grad_fn.metadata["mark"] = mark
+        alive = weakref.ref(mark)
+        loss.backward(retain_graph=True)
+    del loss, mark
+    gc.collect()
+    assert alive() is None
+    assert all(torch.equal(plain[name], value.grad) for name, value in model.named_parameters() if name in plain)
+    assert record.flow(demand=False).residual < 1e-12

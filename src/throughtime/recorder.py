@@ -1,7 +1,7 @@
 """Record one backward pass of the user's own training step, leaving the model exactly as it was.
 
 A function mode sees the arrays with which the fused call really ran (parametrizations, functional_call and tied weights
-included); `throughtime.calls` reads what the backward pass gave this very call. Nothing here raises inside the user's
+included); `throughtime.hooks` reads what the backward pass gave this very call. Nothing here raises inside the user's
 step: what cannot be explained is told when the traces are asked for.
 """
 
@@ -17,38 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from throughtime import own
-from throughtime.calls import INPUT, Call, Edges, Form, Shared, edge_of, hook, targets_of
-from throughtime.cells import GRU, LSTM, RNN
+from throughtime.calls import INPUT, Call, Form, Shared
 from throughtime.cells.between import Between
-from throughtime.cells.cell import Cell, Tensors
-from throughtime.cells.lstm_projected import LSTMProjected
+from throughtime.cells.cell import Tensors
 from throughtime.chains import link, mixed, runs_of
 from throughtime.elementwise import MIXING
-from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
+from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
-from throughtime.foreign import FROM_KERAS, is_keras
+from throughtime.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.hooks import Edges, edge_of, hook, targets_of
+from throughtime.layers import recurrent_layers
 from throughtime.recurrent import Recurrent, scan
 from throughtime.runs import traces_of
 from throughtime.trace import Trace, joined
 from throughtime.ways import Ways
-
-_FUSED: dict[Any, Cell] = {
-    torch.gru: GRU(),
-    torch.lstm: LSTM(),
-    torch.rnn_tanh: RNN("tanh"),
-    torch.rnn_relu: RNN("relu"),
-}
-_CELLS: dict[Any, Cell] = {
-    torch.gru_cell: GRU(),
-    torch.lstm_cell: LSTM(),
-    torch.rnn_tanh_cell: RNN("tanh"),
-    torch.rnn_relu_cell: RNN("relu"),
-}
-_LEAVE_OUT = "name the other layers in tt.record(model, layers=[…]) to leave this one out"
 
 
 def record(model: nn.Module, layers: list[str] | None = None) -> Record:
@@ -68,7 +53,7 @@ class Record:
     """See `record`."""
 
     def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
-        self.layers = dict(_recurrent_layers(model, layers))
+        self.layers = dict(recurrent_layers(model, layers))
         self.calls: list[Call] = []
         self._bare = isinstance(model, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(model)
         self._refused: list[ThroughtimeError] = []
@@ -118,12 +103,12 @@ class Record:
         if layer is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         try:
-            form, x, initial, weights = _arguments(func, args, layer, self._edges)
+            form, x, initial, weights = arguments(func, args, layer, self._edges)
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
         started = self._start(layer, form, x, initial, weights)
-        with _Masks() if form.layers > 1 else nullcontext() as masks:
+        with Masks() if form.layers > 1 else nullcontext() as masks:
             results = func(*args, **kwargs)
         self._end(started, results if isinstance(results, tuple) else (results,), masks.seen if masks else [])
         return results
@@ -208,7 +193,7 @@ class Record:
 
     def _layer_of(self, func: Callable, args: tuple) -> str | None:
         """The recorded layer that makes this call: the one whose own list of weights, or who itself, is an argument."""
-        if func in _CELLS:
+        if func in SINGLE:
             return self._running[-1] if self._running else None
         for name, layer in self.layers.items():
             mine = layer if func is scan else layer.__dict__.get("_flat_weights")
@@ -321,7 +306,7 @@ class _Mode(TorchFunctionMode):
         self.see, self.after = see, after
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is scan or func in _FUSED or func in _CELLS:
+        if func is scan or func in FUSED or func in SINGLE:
             return self.see(func, args, kwargs or {})
         if func in MIXING and not torch.compiler.is_compiling():
             return self.after(func(*args, **(kwargs or {})))
@@ -345,112 +330,3 @@ def _around(layer: nn.Module, name: str, running: list[str]) -> Iterator[Removab
 
     yield layer.register_forward_pre_hook(begin)
     yield layer.register_forward_hook(end, always_call=True)
-
-
-class _Masks(TorchDispatchMode):
-    """Keeps the masks of the dropout between the layers of a fused call, as the call draws and scales them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.bernoulli_.float:
-            self.seen.append(out)  # is scaled in place afterwards
-        elif func is torch.ops.aten.native_dropout.default:
-            self.seen.append(out[1] / (1 - args[1]))
-        return out
-
-
-def _arguments(func: Callable, args: tuple, layer: str, edges: Edges) -> tuple[Form, Tensor, list[Tensor], Tensors]:
-    """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
-    if func is scan:
-        owner, x, initial, given = args
-        form = Form(owner.cell)
-        states, weights = list(initial), {form.name(name): value for name, value in given.tensors().items()}
-    elif func in _CELLS:
-        form = Form(_CELLS[func], single=True)
-        x, state, *given = args
-        states = list(state) if isinstance(state, list | tuple) else [state]
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = {name: value for name, value in zip(kinds, given, strict=False) if value is not None}
-    else:
-        packed = isinstance(args[3], list | tuple)  # then the batch sizes stand before the state
-        x, state, flat, bias, layers, _, _, both, *_ = args if not packed else (args[0], *args[2:])
-        states = list(state) if isinstance(state, list | tuple) else [state]
-        directions = 2 if both else 1
-        kinds = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ())]
-        cell = _FUSED[func]
-        if len(flat) > len(kinds) * layers * directions:
-            kinds.append("weight_hr")
-            cell = LSTMProjected(projected=states[0].shape[-1])
-        form = Form(cell, layers, directions, not packed and bool(args[8]), args[1] if packed else None, function=func)
-        places = [(k, d) for k in range(layers) for d in range(directions)]
-        weights = dict(zip((form.name(kind, k, d) for k, d in places for kind in kinds), flat, strict=True))
-    if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            f"a call of layer '{layer}' under torch.func (grad, vmap, vjp, …)",
-            "autograd's own backward pass",
-            "use loss.backward() or torch.autograd.grad in the recorded step; functional_call alone is fine",
-        )
-    if x.is_meta:
-        raise InputError(
-            f"an input of layer '{layer}' on the meta device", "tensors with data", "move model and data to cpu or cuda"
-        )
-    given = list(edges.of(weights).items())
-    for place, (name, edge) in enumerate(given):
-        for other, same in given[:place]:
-            if edge == same:
-                raise UnsupportedError(
-                    f"one tensor as both {other} and {name} of layer '{layer}'",
-                    "a tensor for each: their gradients cannot be told apart",
-                    f"give the layer two parameters (ties between layers are fine), or {_LEAVE_OUT}",
-                )
-    return form, x, states, weights
-
-
-def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of each layer to record; raises where one cannot be explained yet."""
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a {type(model).__name__}",
-            "an nn.Module",
-            FROM_KERAS if is_keras(model) else "pass the model itself, not its output or its weights",
-        )
-    if any(
-        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-        for module in model.modules()
-    ):
-        raise UnsupportedError("a model under torch.compile", "an eager model", "record the model before torch.compile")
-    found = {
-        name or "rnn": module
-        for name, module in model.named_modules(remove_duplicate=wanted is None)
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(module)
-    }
-    cells = [f"{name}." for name, module in found.items() if own.registered(module)]
-    found = {name: module for name, module in found.items() if not name.startswith(tuple(cells))}
-    if not found:
-        kinds = sorted({type(module).__name__ for module in model.modules()})
-        raise UnsupportedError(
-            f"a model without nn.GRU, nn.LSTM, nn.RNN or their cells: it holds {', '.join(kinds[:8])}",
-            "at least one of them, or a registered cell",
-            FROM_KERAS
-            if any(map(is_keras, model.modules()))
-            else "pass the module that holds it; tell a cell of your own by tt.register_cell",
-        )
-    if wanted is not None:
-        unknown = [wanted] if isinstance(wanted, str) else sorted(set(wanted) - set(found))
-        if unknown or not wanted:
-            raise InputError(
-                f"layers {unknown}",
-                f"a list of some of {sorted(found)}",
-                "name recurrent layers as named_modules() does",
-            )
-        found = {name: found[name] for name in wanted}
-    for name, module in found.items():
-        if isinstance(module, nn.RNNBase) and not isinstance(module, nn.GRU | nn.LSTM | nn.RNN):
-            raise UnsupportedError(
-                f"layer '{name}' of type {type(module).__name__}", "nn.GRU, nn.LSTM or nn.RNN", _LEAVE_OUT
-            )
-        yield name, module

@@ -11,8 +11,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import HELD, OUTPUT, Call, edge_of
+from throughtime.calls import HELD, OUTPUT, Call
 from throughtime.elementwise import Edge
+from throughtime.hooks import edge_of
 from throughtime.runs import NOTHING
 
 
