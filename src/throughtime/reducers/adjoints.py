@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -64,33 +66,63 @@ class Adjoints(Reducer):
         self.entered = torch.cat((one.entered, other.entered))
         self.sequence_pairs = torch.cat((one.sequence_pairs, other.sequence_pairs), dim=1)
 
+    def told(self) -> dict[str, Scaled | torch.Tensor]:
+        """What adds up over batches: the sums, and by lag what entered (T,) at the pairs that reach back so far."""
+        return self.sums | {"entered": _from_lag(self.entered).sum(0)}
+
+    def by_sequence(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lag, sequence): `by_sequence` and `arriving_by_sequence` of `throughtime.flow.Adjoint`."""
+        pairs = _log10(self.sequence_pairs.double().numpy())
+        return (
+            0.5 * (self.sequences.log10().T - pairs),
+            0.5 * (self.totals.log10().T - _log10(_from_lag(self.entered).T.numpy())),
+        )
+
     def finish(self) -> Adjoint:
         """See `throughtime.flow.Adjoint`."""
-        count = self._count()
-        names = [*self.states, "d"] if self.states else []
-        states = self._log10("states")
-        # (lag, sequence): of the pairs that reach back so far
-        entered = self.entered.flip(1).cumsum(1).flip(1).T.numpy()
-        by_sequence = 0.5 * (self.sequences.log10().T - _log10(self.sequence_pairs.double().numpy()))
-        return Adjoint(
-            log10_norm=0.5 * (self._log10("squares") - count),
-            by_state={name: 0.5 * (states[place] - count) for place, name in enumerate(names)},
-            by_sequence=by_sequence,
-            log10_arriving_total=0.5 * (self._log10("total") - _log10(entered.sum(1))),
-            arriving_by_sequence=0.5 * (self.totals.log10().T - _log10(entered)),
-        )
+        return finished(self.told(), self.states, *self.by_sequence())
 
     def units(self) -> np.ndarray:
         """(H, T): log10 of the root mean square of |λ_j| by lag, told on the total adjoint."""
-        return 0.5 * (self._log10("units") - self._count())
+        return of_units(self.sums)
 
-    def _log10(self, name: str) -> np.ndarray:
-        sums = self.scaled(name)
-        return sums.log10()
 
-    def _count(self) -> np.ndarray:
-        pairs = self.tensor("pairs")
-        return _log10(pairs.double().numpy())
+def finished(
+    sums: Mapping[str, Scaled | torch.Tensor], states: list[str], by_sequence: np.ndarray, arriving: np.ndarray
+) -> Adjoint:
+    """The result, from `Adjoints.told`."""
+    count, by_state = _count(sums), _scaled(sums, "states").log10()
+    entered = sums["entered"]
+    assert isinstance(entered, torch.Tensor)
+    return Adjoint(
+        log10_norm=0.5 * (_scaled(sums, "squares").log10() - count),
+        by_state={name: 0.5 * (by_state[place] - count) for place, name in enumerate([*states, "d"] if states else [])},
+        by_sequence=by_sequence,
+        log10_arriving_total=0.5 * (_scaled(sums, "total").log10() - _log10(entered.numpy())),
+        arriving_by_sequence=arriving,
+    )
+
+
+def of_units(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
+    """`Adjoints.units`, from its sums."""
+    return 0.5 * (_scaled(sums, "units").log10() - _count(sums))
+
+
+def _scaled(sums: Mapping[str, Scaled | torch.Tensor], name: str) -> Scaled:
+    value = sums[name]
+    assert isinstance(value, Scaled)
+    return value
+
+
+def _count(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
+    pairs = sums["pairs"]
+    assert isinstance(pairs, torch.Tensor)
+    return _log10(pairs.double().numpy())
+
+
+def _from_lag(by_origin: torch.Tensor) -> torch.Tensor:
+    """(B, T) by origin to the sum over the origins that reach back to each lag."""
+    return by_origin.flip(1).cumsum(1).flip(1)
 
 
 def _log10(value: np.ndarray) -> np.ndarray:

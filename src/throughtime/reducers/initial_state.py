@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import DEAD, power_of_two
+from throughtime.scaled import DEAD, Scaled, power_of_two
 
 
 class InitialState(Reducer):
@@ -44,33 +46,66 @@ class InitialState(Reducer):
         carries = self.linearization.trace.carries
         return carries.new_zeros(self.batch, carries.shape[-1]), torch.full((self.batch,), DEAD, device=carries.device)
 
+    def told_sums(self, given: Tensor | None) -> dict[str, Scaled | Tensor]:
+        """What adds up over sequences.
+
+        told: (T,) batches in which an origin stood there. By state and lag (S, T): inner ⟨λ[t, 0], total⟩, norms ‖λ[t, 0]‖².
+        By state (S,): square ‖total‖², off ‖total − given‖², truth ‖given‖²; NaN without `given` (B, S·H).
+        """
+        trace = self.linearization.trace
+        split, count = trace.cell.split, len(trace.cell.states)
+        values = {lag: _value(*rows) for lag, rows in self.told.items()}
+        rest = _value(*(self.rest or self._nothing()))
+        total = split(torch.stack([*values.values(), rest]).sum(0))
+        told, inner = torch.zeros(trace.steps), torch.zeros(count, trace.steps, dtype=torch.float64)
+        norms = Scaled.zeros(count, trace.steps)
+        for lag, (adjoint, power) in self.told.items():
+            told[lag - 1] = 1
+            top = power.max()
+            aligned = split(adjoint.double() * power_of_two(power - top).unsqueeze(-1))
+            norms.add_at(
+                torch.tensor([lag - 1]), torch.stack([part.square().sum() for part in aligned])[:, None], 2 * top[None]
+            )
+            for place, (part, whole) in enumerate(zip(split(values[lag]), total, strict=True)):
+                inner[place, lag - 1] = float((part * whole).sum())
+        off = truth = [torch.tensor(torch.nan)] * count
+        if given is not None:
+            wanted = [part.double() for part in split(given)]
+            off = [(part - want).square().sum() for part, want in zip(total, wanted, strict=True)]
+            truth = [want.square().sum() for want in wanted]
+        square = [part.square().sum() for part in total]
+        each = {"square": square, "off": off, "truth": truth}
+        return {"told": told, "inner": inner, "norms": norms} | {
+            name: torch.stack(parts).double().cpu() for name, parts in each.items()
+        }
+
     def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
         trace = self.linearization.trace
-        parts = [*self.told.values(), self.rest or self._nothing()]
-        values = {
-            lag: adjoint.double() * power_of_two(power).unsqueeze(-1) for lag, (adjoint, power) in self.told.items()
-        }
-        whole = torch.stack([a.double() * power_of_two(e).unsqueeze(-1) for a, e in parts]).sum(0)
-        terms, residuals = {}, []
-        split = trace.cell.split
-        for place, state in enumerate(trace.cell.states):
-            name = f"{trace.name}.{state}_0"
-            total = split(whole)[place]
-            share, norm = np.full(trace.steps, np.nan), np.full(trace.steps, np.nan)
-            for lag, value in values.items():
-                adjoint, power = self.told[lag]
-                part = split(adjoint)[place].double()
-                inner = float((split(value)[place] * total).sum())
-                share[lag - 1] = inner / float(total.square().sum()) if inner else 0.0
-                top = int(power.max())
-                size = float((part * power_of_two(power - top).unsqueeze(-1)).norm())
-                norm[lag - 1] = np.log10(size) + top * np.log10(2) if size else -np.inf
-            residual = float("nan")
-            if given is not None:
-                truth = split(given)[place].double()
-                off, size = float((total - truth).norm()), float(truth.norm())
-                residual = 0.0 if off == 0 else off / size if size else float("inf")
-                residuals.append(residual)
-            terms[name] = Terms(name, None, share, norm, residual)
-        return terms, max(residuals, default=float("nan"))
+        return finished(self.told_sums(given), [f"{trace.name}.{state}_0" for state in trace.cell.states])
+
+
+def finished(sums: Mapping[str, Scaled | Tensor], names: list[str]) -> tuple[dict[str, Terms], float]:
+    """The result, from `InitialState.told_sums`."""
+    inner, norms = sums["inner"], sums["norms"]
+    assert isinstance(inner, Tensor)
+    assert isinstance(norms, Scaled)
+    told = np.asarray(sums["told"]) > 0
+    square, off, truth = (np.asarray(sums[name]) for name in ("square", "off", "truth"))
+    log10, terms, residuals = 0.5 * norms.log10(), {}, []
+    for place, name in enumerate(names):
+        of_lag = inner[place].numpy()
+        share = np.where(of_lag != 0, of_lag / (square[place] or 1.0), 0.0)
+        size = np.sqrt(truth[place])
+        residual = float(np.sqrt(off[place]))
+        residual = residual if residual == 0 or np.isnan(residual) else residual / size if size else float("inf")
+        residuals.append(residual)
+        terms[name] = Terms(
+            name, None, np.where(told, share, np.nan), np.where(told, log10[place], np.nan), float(residual)
+        )
+    known = [value for value in residuals if not np.isnan(value)]
+    return terms, float(max(known, default=float("nan")))
+
+
+def _value(adjoint: Tensor, exponent: Tensor) -> Tensor:
+    return adjoint.double() * power_of_two(exponent).unsqueeze(-1)

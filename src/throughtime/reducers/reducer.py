@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,14 @@ class Reducer:
         self.linearization = linearization
         self.sums: dict[str, Scaled | Tensor] = {}
         self._open: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, sums: Mapping[str, Scaled | Tensor], **facts: Any) -> Self:
+        """One without a layer, to `finish` sums that were added up elsewhere; facts: what else its `finish` reads."""
+        made = cls.__new__(cls)
+        made.sums = dict(sums)
+        vars(made).update(facts)
+        return made
 
     def update(self, block: Block) -> None:
         """A block of told-apart lags."""
