@@ -151,6 +151,23 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Confidence intervals over batches, widened to the measured value where that lies outside. See `throughtime.intervals`.
+
+    level: .95. groups: how many, of `width` batches each, the spread was taken over. horizon: ε → (K, K), None where no K is
+    named. bias, share, log10_arriving: (2, steps) by lag, lower and upper.
+    """
+
+    level: float
+    groups: int
+    width: int
+    horizon: Mapping[float, tuple[int | None, int | None]]
+    bias: Array
+    share: Array
+    log10_arriving: Array
+
+
+@dataclass(frozen=True)
 class LayerFlow:
     """The ledger of one recurrent layer. Arrays by lag have shape (steps,).
 
@@ -162,6 +179,7 @@ class LayerFlow:
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
     None where nothing does; external_by_lag: the same by lag, counted from where it enters again, NaN beyond the tail's first.
     module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
+    batches: that were added up. intervals: over them, None where they were too few.
     """
 
     name: str
@@ -202,6 +220,8 @@ class LayerFlow:
     module: str = ""
     inner: bool = False
     sequence: Sequence | None = field(default=None, repr=False)
+    batches: int = 1
+    intervals: Intervals | None = None
 
     @property
     def arriving(self) -> Array:

@@ -168,6 +168,7 @@ def joined(traces: list[Trace]) -> Trace:
         weight_gradients={name: torch.stack([t.weight_gradients[name] for t in traces]).sum(0) for name in names},
         initial_gradient=beside([trace.initial_gradient for trace in traces]),
         noise=along([t.noise for t in traces]),
+        source=along([t.source for t in traces]),
         external=None
         if all(t.external is None for t in traces)
         else along([torch.zeros_like(t.gradient) if t.external is None else t.external for t in traces]),

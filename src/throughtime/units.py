@@ -1,55 +1,21 @@
-"""Each unit's gate timescale, measured half-life and class; each gate's histogram. Read from the trace, without a sweep."""
+"""Each unit's gate timescale, measured half-life and class. Read from the trace, without a sweep."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from throughtime.cells.activations import GATES
-from throughtime.flow import QUANTILES, Gate, Unit
+from throughtime.cells.cell import Cell
+from throughtime.flow import Unit
 from throughtime.linearize import Linearization
 
 LONG = 10.0  # steps (e-folding): from here on a unit is called long-term; a gate at ½ remembers 1.4 steps
 RESET = 0.1  # a gate under this value cuts its unit off (Cho et al. 2014: units of short-term dependencies reset often)
 OFTEN = 0.5  # fraction of steps from which a unit is called resetting
 STILL = 1e-6  # standard deviation of a state over steps and sequences under which a unit is called dead
-BINS = 20  # of the histogram of gate values
-
-
-def gates(linearization: Linearization) -> dict[str, Gate]:
-    """Statistics of each sigmoid gate over steps, sequences and units, taken on the logits."""
-    out = {}
-    for name, logits in linearization.logits.items():
-        logit = np.sort(np.asarray(logits.cpu()), axis=None)  # sorting once is cheaper than selecting quantiles
-        value = linearization.cell.opened(torch.from_numpy(logit))
-        count = len(logit)
-
-        def at(levels: list[float], value: torch.Tensor = value, side: str = "left") -> np.ndarray:
-            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
-
-        far = logit.dtype.type(
-            GATES[linearization.cell.gate].beyond
-        )  # a plain float would make numpy convert the whole array
-        cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
-        edges = at([place / BINS for place in range(1, BINS)])
-        out[name] = Gate(
-            mean=float(value.mean()),
-            below=float(at([0.1])[0]) / count,
-            above=1 - float(at([0.9], side="right")[0]) / count,
-            saturated=float(count - hot + cold) / count,
-            logit_quantiles=np.array([_quantile(logit, level) for level in QUANTILES]),
-            histogram=np.diff(edges, prepend=0, append=count),
-        )
-    return out
-
-
-def _quantile(ascending: np.ndarray, level: float) -> float:
-    """Linear interpolation between the two nearest of sorted values."""
-    place = level * (len(ascending) - 1)
-    low, high = ascending[math.floor(place)], ascending[math.ceil(place)]
-    return float(low) + (place - math.floor(place)) * (float(high) - float(low))
 
 
 def half_life(log10_rms: np.ndarray) -> np.ndarray:
@@ -63,26 +29,61 @@ def half_life(log10_rms: np.ndarray) -> np.ndarray:
     return np.where(under.any(1) & np.isfinite(top[:, 0]), under.argmax(1), np.nan)
 
 
-def units(linearization: Linearization, log10_rms: np.ndarray) -> tuple[Unit, ...]:
-    """One `Unit` each; log10_rms (H, T) comes from the sweep."""
+def told(linearization: Linearization, inside: Tensor | None) -> dict[str, Tensor]:
+    """What adds up over batches, by unit.
+
+    log_keep: (H,) the sum of ln of the gate on the carry. cut: (H,) how often the cutting gate was under `RESET`. moments:
+    (3, H), see `together`. inside: (T, B) bool, without padding.
+    """
     trace = linearization.trace
-    lives, size = half_life(log10_rms), trace.hidden_size
-    scales, cut = np.full(size, np.nan), np.zeros(size)
+
+    def rows(value: Tensor) -> Tensor:
+        """(steps and sequences, H)."""
+        return value.flatten(0, 1) if inside is None else value[inside.to(value.device)]
+
+    out = {}
     log_keep = trace.cell.log_keep(trace.weights, linearization.inputs, linearization.logits)
     if log_keep is not None:
-        with np.errstate(divide="ignore"):
-            scales = 1 / np.abs(np.asarray(log_keep.mean(0).double().mean(0).cpu()))  # a hard gate can be 1 exactly
-    cutting = trace.cell.reset or (trace.cell.keep[0] if trace.cell.keep else None)
+        out["log_keep"] = rows(log_keep).sum(0, dtype=torch.float64).cpu()
+    cutting = cutting_gate(trace.cell)
     if cutting is not None:
-        below = trace.cell.opened(linearization.logits[cutting]) < RESET
-        cut = np.asarray(below.sum(0).sum(0).cpu()) / (trace.steps * trace.batch)
+        out["cut"] = rows(trace.cell.opened(linearization.logits[cutting]) < RESET).sum(0).double().cpu()
     states = trace.cell.output(trace.carries[1:])
-    if states.shape[-1] != size:  # the output is a projection: the units are those of the last state
+    if states.shape[-1] != trace.hidden_size:  # the output is a projection: the units are those of the last state
         last = trace.cell.split(trace.carries[1:])[-1]
-        states = last if last.shape[-1] == size else trace.carries[1:]
-    moves = np.asarray((states - states.mean((0, 1))).square_().mean((0, 1)).sqrt().cpu())
-    several = trace.steps * trace.batch > 1  # one state alone cannot be seen to stand still
-    still = [several and move < STILL for move in moves]
+        states = last if last.shape[-1] == trace.hidden_size else trace.carries[1:]
+    states = rows(states)
+    mean = states.mean(0, dtype=torch.float64)
+    spread = (states - mean.to(states.dtype)).square().sum(0, dtype=torch.float64)
+    out["moments"] = torch.stack((torch.full_like(mean, len(states)), mean, spread)).cpu()
+    return out
+
+
+def together(one: Tensor, other: Tensor) -> Tensor:
+    """Count, mean and sum of squared deviations (3, H) of two sets (Chan, Golub & LeVeque 1983)."""
+    count = one[0] + other[0]
+    apart = other[1] - one[1]
+    mean = (one[0] * one[1] + other[0] * other[1]) / count
+    return torch.stack((count, mean, one[2] + other[2] + apart.square() * one[0] * other[0] / count))
+
+
+def cutting_gate(cell: Cell) -> str | None:
+    """The logit of the gate that cuts a unit off: the reset gate, or else the one that keeps the carry."""
+    return cell.reset or (cell.keep[0] if cell.keep else None)
+
+
+def units(sums: Mapping[str, Tensor], log10_rms: np.ndarray, cutting: str | None) -> tuple[Unit, ...]:
+    """One `Unit` each, from `told`; log10_rms (H, T) comes from the sweep."""
+    lives, (counts, _, spread) = half_life(log10_rms), sums["moments"].numpy()
+    count, size = counts[0], len(counts)
+    scales, cut = np.full(size, np.nan), np.zeros(size)
+    if "log_keep" in sums:
+        with np.errstate(divide="ignore"):
+            scales = 1 / np.abs(sums["log_keep"].numpy() / count)  # a hard gate can be 1 exactly
+    if "cut" in sums:
+        cut = sums["cut"].numpy() / count
+    # one state alone cannot be seen to stand still
+    still = (np.sqrt(spread / count) < STILL) & (count > 1)
     silent = [not np.isfinite(row).any() for row in log10_rms]
     return tuple(
         Unit(

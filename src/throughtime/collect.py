@@ -1,0 +1,182 @@
+"""The sums of one trace: its sweep's reducers, then what is read from the trace alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime import gates, units
+from throughtime.demand import Method
+from throughtime.flow import Sequence
+from throughtime.linearize import Linearization
+from throughtime.reducers.adjoints import Adjoints
+from throughtime.reducers.hops import Hops
+from throughtime.reducers.initial_state import InitialState
+from throughtime.reducers.lag_terms import flat, rows_of
+from throughtime.reducers.origin_step import OriginSteps
+from throughtime.reducers.paths import Paths
+from throughtime.reducers.reducer import Reducer
+from throughtime.reducers.signal_to_noise import SignalToNoise
+from throughtime.scaled import Scaled
+from throughtime.sums import About, LayerSums, sample_of
+from throughtime.trace import Trace
+
+CONTRACT = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the error; lower precisions: 2e-2
+LOW_PRECISION = 2e-2
+LEVELS = (0.1, 0.01, 0.001)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `throughtime.explain.explain`; demand: the method, or None."""
+
+    tolerance: float = 1e-12
+    max_lag: int | None = None
+    bias: str = "all"
+    hops: bool = True
+    signal_to_noise: bool = True
+    demand: Method | None = "covariance"
+    origin_step: bool = True
+    derivative: str = "closed"
+
+
+@dataclass
+class Used:
+    """The reducers of a sweep, without the ledger."""
+
+    adjoints: Adjoints
+    paths: Paths
+    initial: InitialState
+    noise: SignalToNoise | None
+    hops: Hops | None
+    places: OriginSteps | None
+    all: list[Reducer] = field(default_factory=list)
+
+
+def reducers(lin: Linearization, asked: Asked) -> Used:
+    """Those that the options ask for and the cell has."""
+    used = Used(
+        adjoints=Adjoints(lin),
+        paths=Paths(lin),
+        initial=InitialState(lin),
+        noise=SignalToNoise(lin) if asked.signal_to_noise else None,
+        hops=Hops(lin) if asked.hops and lin.trace.cell.diagonal else None,
+        places=OriginSteps(lin) if asked.origin_step else None,
+    )
+    each = (used.adjoints, used.paths, used.initial, used.noise, used.hops, used.places)
+    used.all += [reducer for reducer in each if reducer is not None]
+    return used
+
+
+def collect(
+    lin: Linearization,
+    used: Used,
+    asked: Asked,
+    told: int,
+    by_hand: bool,
+    batch: int = 0,
+    external: Mapping[str, Tensor] | None = None,
+) -> LayerSums:
+    """The sums of a swept trace. told: lags told apart; by_hand: whether that was asked for. batch: its number.
+
+    external: what the part of the gradient that came round outside the layer gives the weights, where there is one.
+    """
+    trace, cell = lin.trace, lin.trace.cell
+    by_sequence, arriving = used.adjoints.by_sequence()
+    squares = trace.gradient.double().square().sum(-1).cpu()
+    sums: dict[str, Scaled | Tensor] = {
+        "entering.squares": _from_lag(squares.sum(1)),
+        "entering.pairs": _from_lag((squares > 0).sum(1)),
+        "given": flat(lin, dict(trace.weight_gradients)),
+    }
+    parts: dict[str, Mapping[str, Scaled | Tensor]] = {
+        "adjoints": used.adjoints.told(),
+        "initial": used.initial.told_sums(trace.initial_gradient),
+    }
+    parts |= {
+        name: each.sums for name, each in (("paths", used.paths), ("hops", used.hops), ("noise", used.noise)) if each
+    }
+    inside = None
+    if trace.lengths is not None:
+        inside = torch.arange(trace.steps)[:, None] < trace.lengths.cpu()
+    opened = gates.told(lin, inside)  # before the units, which read the same logits
+    if not cell.compound:
+        parts["units"] = units.told(lin, inside)
+    sums |= {f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()}
+    if external is not None:
+        sums["external"] = flat(lin, dict(external))
+    origins = trace.origins()
+    return LayerSums(
+        about=_about(lin),
+        weights={trace.names.get(n, n): value.detach().cpu() for n, value in trace.weights.tensors().items()},
+        batches={batch: trace.batch},
+        steps=trace.steps,
+        told=told,
+        by_hand=by_hand,
+        origins=origins,
+        lacking=sorted(set(trace.weights.tensors()) - set(trace.weight_gradients)),
+        sums=sums,
+        terms=None,
+        tail=None,
+        sample=sample_of(trace, by_sequence, arriving, batch, asked.demand is not None and not trace.inner),
+        gates=opened,
+        places=used.places.places() if used.places else None,
+        first=_sequence(trace, by_sequence, arriving)
+        if origins and not cell.compound and trace.noise is None
+        else None,
+        first_batch=batch,
+        groups=None,
+    )
+
+
+def _from_lag(by_origin: Tensor) -> Tensor:
+    """(T,) by origin to the sum over the origins that reach back to each lag."""
+    return by_origin.flip(0).cumsum(0).flip(0)
+
+
+def _about(lin: Linearization) -> About:
+    trace, cell = lin.trace, lin.trace.cell
+    return About(
+        name=trace.name,
+        cell=cell.name,
+        convention=dict(cell.convention),
+        hidden_size=trace.hidden_size,
+        input_size=trace.x.shape[-1],
+        dtype=str(trace.dtype).removeprefix("torch."),
+        low=trace.dtype not in CONTRACT,
+        lag=trace.lag,
+        bare=trace.bare,
+        reverse=trace.reverse,
+        inner=trace.inner,
+        module=trace.module or trace.name,
+        ports=list(cell.ports),
+        states=list(cell.states),
+        carry=cell.diagonal,
+        compound=cell.compound,
+        noise=trace.noise is not None,
+        cutting=units.cutting_gate(cell),
+        rows=rows_of(lin),
+    )
+
+
+def _sequence(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray) -> Sequence:
+    """The first sequence with a loss."""
+    index = int(np.isfinite(by_sequence[0]).argmax())
+
+    def kept(value: Tensor) -> np.ndarray:
+        return value.double().cpu().numpy().copy()
+
+    others = trace.gradient[:, index, trace.at_output.shape[-1] :]
+    return Sequence(
+        index=index,
+        inputs=kept(trace.x[:, index]),
+        initial=kept(trace.carries[0, index]),
+        gradient=kept(trace.at_output[:, index]),
+        cell_gradient=None if not len(others) or not others[-1].any() else kept(others[-1]),
+        log10_norm=by_sequence[:, index].copy(),
+        log10_arriving_total=arriving[:, index].copy(),
+    )

@@ -1,0 +1,106 @@
+"""The gates: means, fractions, a histogram and quantiles of logits, as counts that add up over batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from throughtime.cells.activations import GATES
+from throughtime.flow import QUANTILES, Gate
+from throughtime.linearize import Linearization
+
+BINS = 20  # of the histogram of gate values
+ROOM = (
+    2**20
+)  # logits of a gate that are kept as they are when batches are added up; beyond it they are counted in steps
+STEP = 1 / 128  # of the logit: quantiles of more logits are right to this
+FAR = 64  # logits beyond ±FAR are counted as if they stood there
+
+
+@dataclass(frozen=True)
+class GateSums:
+    """tally: (5,) count, sum of values, and how many are under .1, over .9, saturated. histogram: (BINS,) of values.
+
+    logits: (n,) ascending, or None where they were too many: then steps (2·FAR/STEP,) holds their counts.
+    """
+
+    tally: NDArray[np.float64]
+    histogram: NDArray[np.int64]
+    logits: NDArray | None
+    steps: NDArray[np.int64] | None = None
+
+    def __add__(self, other: GateSums) -> GateSums:
+        tally, histogram = self.tally + other.tally, self.histogram + other.histogram
+        if self.logits is not None and other.logits is not None and tally[0] <= ROOM:
+            return GateSums(tally, histogram, np.sort(np.concatenate((self.logits, other.logits))))
+        return GateSums(tally, histogram, None, self._counted() + other._counted())
+
+    def bounded(self) -> GateSums:
+        """The same in bounded memory."""
+        if self.logits is None or len(self.logits) <= ROOM:
+            return self
+        return GateSums(self.tally, self.histogram, None, self._counted())
+
+    def _counted(self) -> NDArray[np.int64]:
+        if self.steps is not None:
+            return self.steps
+        assert self.logits is not None
+        edges = (np.arange(1, int(2 * FAR / STEP)) * STEP - FAR).astype(self.logits.dtype)
+        return np.diff(np.searchsorted(self.logits, edges), prepend=0, append=len(self.logits)).astype(np.int64)
+
+    def _quantile(self, level: float) -> float:
+        """Linear interpolation between the two nearest of sorted logits; of counts, within the step."""
+        if self.logits is not None:
+            place = level * (len(self.logits) - 1)
+            low, high = self.logits[math.floor(place)], self.logits[math.ceil(place)]
+            return float(low) + (place - math.floor(place)) * (float(high) - float(low))
+        assert self.steps is not None
+        passed = self.steps.cumsum()
+        place = level * passed[-1]
+        at = int(np.searchsorted(passed, place))
+        inside = (place - (passed[at] - self.steps[at])) / max(1, self.steps[at])
+        return (at + inside) * STEP - FAR
+
+    def finish(self) -> Gate:
+        """See `throughtime.flow.Gate`."""
+        mean, below, above, saturated = (self.tally[1:] / self.tally[0]).tolist()
+        return Gate(
+            mean=mean,
+            below=below,
+            above=above,
+            saturated=saturated,
+            logit_quantiles=np.array([self._quantile(level) for level in QUANTILES]),
+            histogram=self.histogram,
+        )
+
+
+def told(linearization: Linearization, inside: Tensor | None) -> dict[str, GateSums]:
+    """Each sigmoid gate over steps, sequences and units; inside: (T, B) bool, without padding."""
+    out = {}
+    for name, logits in linearization.logits.items():
+        chosen = logits if inside is None else logits[inside.to(logits.device)]
+        logit = np.sort(np.asarray(chosen.cpu()), axis=None)  # sorting once is cheaper than selecting quantiles
+        value = linearization.cell.opened(torch.from_numpy(logit))
+        count = len(logit)
+
+        def at(levels: list[float], value: Tensor = value, side: str = "left") -> NDArray:
+            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
+
+        # a plain float would make numpy convert the whole array
+        far = logit.dtype.type(GATES[linearization.cell.gate].beyond)
+        cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
+        edges = at([place / BINS for place in range(1, BINS)])
+        above = count - at([0.9], side="right")[0]
+        out[name] = GateSums(
+            np.array(
+                [count, float(value.sum(dtype=torch.float64)), at([0.1])[0], above, count - hot + cold], np.float64
+            ),
+            np.diff(edges, prepend=0, append=count),
+            logit,
+        )
+    return out
