@@ -80,13 +80,17 @@ def collect(
     by_hand: bool,
     batch: int = 0,
     external: Mapping[str, Tensor] | None = None,
+    copies: int = 1,
 ) -> LayerSums:
     """The sums of a swept trace. told: lags told apart; by_hand: whether that was asked for. batch: its number.
 
     external: what the part of the gradient that came round outside the layer gives the weights, where there is one.
+    copies: see `throughtime.accumulate.accumulate`.
     """
     trace, cell = lin.trace, lin.trace.cell
     by_sequence, arriving = used.adjoints.by_sequence()
+    if copies > 1:
+        by_sequence, arriving = _over_copies(by_sequence, copies), np.full((trace.steps, trace.batch // copies), np.nan)
     squares = trace.gradient.double().square().sum(-1).cpu()
     sums: dict[str, Scaled | Tensor] = {
         "entering.squares": _from_lag(squares.sum(1)),
@@ -113,7 +117,7 @@ def collect(
     return LayerSums(
         about=_about(lin),
         weights={trace.names.get(n, n): value.detach().cpu() for n, value in trace.weights.tensors().items()},
-        batches={batch: trace.batch},
+        batches={batch: trace.batch // copies},
         steps=trace.steps,
         told=told,
         by_hand=by_hand,
@@ -131,6 +135,15 @@ def collect(
         first_batch=batch,
         groups=None,
     )
+
+
+def _over_copies(by_sequence: np.ndarray, copies: int) -> np.ndarray:
+    """Root mean squares over the copies of each sequence, as log10: (T, copies · n) to (T, n)."""
+    logs = by_sequence.reshape(len(by_sequence), copies, -1)
+    top = np.max(np.where(np.isfinite(logs), logs, -np.inf), axis=1, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return top[:, 0] + 0.5 * np.log10(np.mean(10.0 ** (2 * (logs - top)), axis=1))
 
 
 def _from_lag(by_origin: Tensor) -> Tensor:

@@ -146,17 +146,18 @@ class Sample:
 
 
 def sample_of(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray, batch: int, demand: bool) -> Sample:
-    """All sequences of a trace."""
+    """All sequences of a trace; of copies the first of each, as many as `by_sequence` (T, n) has."""
+    n = by_sequence.shape[1]
     enters = (trace.gradient.abs().amax(-1) != 0).cpu()
     last = (enters * torch.arange(1, trace.steps + 1)[:, None]).amax(0)
     at = (trace.at_output != 0).flatten(1).any(1).nonzero().flatten().cpu()
     source = trace.x if trace.source is None else trace.source
-    full = torch.full((trace.batch,), trace.steps)
+    lengths = torch.full((n,), trace.steps) if trace.lengths is None else trace.lengths[:n].cpu().to(torch.int64)
     return Sample(
-        torch.full((trace.batch,), batch),
-        torch.arange(trace.batch),
-        full if trace.lengths is None else trace.lengths.cpu().to(torch.int64),
-        last,
+        torch.full((n,), batch),
+        torch.arange(n),
+        lengths,
+        last[:n],
         source.cpu() if demand else None,
         at if demand else at[:0],
         trace.at_output[at.to(trace.x.device)].cpu() if demand else None,

@@ -1,0 +1,98 @@
+"""Batches one by one: each becomes sums (`throughtime.sums`), which merge in any order and finish into a flow.
+
+The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number:
+the terms G(τ) are kept by lag up to where the first batch's tail begins, 8 bytes a weight and lag, and never more than
+`MEMORY` for a layer. Whatever lies beyond stays exact in sum, as the tail; `max_lag` sets the border by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from throughtime import __version__
+from throughtime.books import of_terms
+from throughtime.collect import LEVELS, Asked, collect, reducers
+from throughtime.errors import InputError
+from throughtime.explain import check_residual, external
+from throughtime.finish import finish
+from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.intervals import group_of
+from throughtime.linearize import Linearization
+from throughtime.reducers.lag_terms import LagTerms, rows_of
+from throughtime.sums import SEQUENCES, LayerSums
+from throughtime.sweep import sweep
+from throughtime.trace import Trace
+
+MEMORY = 2**30  # bytes that the terms of a layer may take
+
+
+def border(trace: Trace, asked: Asked) -> tuple[int, bool]:
+    """How many lags to tell apart in all batches, and whether `max_lag` or memory says so: else this trace's tail does."""
+    if asked.max_lag is not None:
+        return asked.max_lag + 1, True
+    lin = Linearization(trace, asked.derivative)
+    most = max(1, MEMORY // (8 * sum(row.size for row in rows_of(lin))))
+    first = None
+    if len(trace.origins()) > 1:  # one origin alone has no tail
+        with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
+            first = sweep(lin, [], asked.tolerance)
+    return (first, False) if first is not None and first <= most else (most, True)
+
+
+def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool = True, copies: int = 1) -> LayerSums:
+    """The sums of one batch. batch: its number, by which sums that are merged are told apart; told: lags told apart, the same
+    in all sums that are merged. copies: of each sequence in the trace, one after another, as probes make them."""
+    with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
+        lin = Linearization(trace, asked.derivative)
+        used, terms = reducers(lin, asked), LagTerms(lin, told)
+        sweep(lin, [terms, *used.all], 0, told - 1)
+        sums = collect(lin, used, asked, told, by_hand, batch, external(lin), copies)
+    squares, entering = sums.scaled("adjoints.squares"), sums.tensor("entering.squares")
+    return replace(
+        sums,
+        terms=terms.scaled("terms"),
+        tail=terms.scaled("tail"),
+        sample=sums.sample.bounded(SEQUENCES),
+        gates={name: gate.bounded() for name, gate in sums.gates.items()},
+        groups=group_of(batch, terms.scaled("terms"), terms.scaled("tail"), squares, entering),
+    )
+
+
+def flow_of(layers: Mapping[str, LayerSums], asked: Asked, strict: bool = True) -> Flow:
+    """The flow of what was added up. Layers into which no gradient entered are missing; see `throughtime.explain.explain`."""
+    reached = {name: sums for name, sums in layers.items() if sums.origins}
+    if not reached:
+        raise InputError(
+            f"a gradient of exactly zero at the output of layer '{next(iter(layers))}'",
+            "a loss that changes with the layer's output",
+            "check for a saturated or masked loss, or a detach between layer and loss",
+        )
+    told = {name: _layer(sums, asked) for name, sums in reached.items()}
+    if strict:
+        for layer in told.values():
+            check_residual(layer)
+    silent = sorted(set(layers) - set(reached))
+    missing = tuple(Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in silent)
+    return Flow(layers=told, throughtime=__version__, torch=torch.__version__, missing=missing)
+
+
+def _layer(sums: LayerSums, asked: Asked) -> LayerFlow:
+    reach = sums.origins[-1] + 1
+    assert sums.terms is not None
+    assert sums.tail is not None
+    books = of_terms(
+        sums.about.rows,
+        sums.terms,
+        sums.tail,
+        sums.tensor("given"),
+        sums.lacking,
+        sums.about.low,
+        reach,
+        sums.steps,
+        sums.told,
+        LEVELS,
+    )
+    return finish(sums, books, asked, sums.told if sums.told < reach else None)
