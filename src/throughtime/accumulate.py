@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 
 from throughtime import __version__
-from throughtime.books import of_terms
+from throughtime.books import Books, of_terms
 from throughtime.collect import LEVELS, Asked, collect, reducers
 from throughtime.errors import InputError
 from throughtime.explain import check_residual, external
-from throughtime.finish import finish
-from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.finish import finish, intervals_of
+from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.intervals import group_of
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
@@ -29,14 +29,17 @@ from throughtime.trace import Trace
 MEMORY = 2**30  # bytes that the terms of a layer may take
 
 
-def border(trace: Trace, asked: Asked) -> tuple[int, bool]:
-    """How many lags to tell apart in all batches, and whether `max_lag` or memory says so: else this trace's tail does."""
+def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
+    """How many lags to tell apart in all batches, and whether `max_lag` or memory says so: else this trace's tail does.
+
+    look: at the tail; without it only `max_lag` and memory count.
+    """
     if asked.max_lag is not None:
         return asked.max_lag + 1, True
     lin = Linearization(trace, asked.derivative)
     most = max(1, MEMORY // (8 * sum(row.size for row in rows_of(lin))))
     first = None
-    if len(trace.origins()) > 1:  # one origin alone has no tail
+    if look and len(trace.origins()) > 1:  # one origin alone has no tail
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
             first = sweep(lin, [], asked.tolerance)
     return (first, False) if first is not None and first <= most else (most, True)
@@ -79,20 +82,31 @@ def flow_of(layers: Mapping[str, LayerSums], asked: Asked, strict: bool = True) 
     return Flow(layers=told, throughtime=__version__, torch=torch.__version__, missing=missing)
 
 
+def horizon_of(sums: LayerSums) -> tuple[Intervals | None, dict[float, int | None]]:
+    """The gradient horizon and its interval so far; nothing where no gradient has come in."""
+    if not sums.origins:
+        return None, {}
+    books = _books(sums)
+    return intervals_of(sums, books), dict(books.horizon)
+
+
 def _layer(sums: LayerSums, asked: Asked) -> LayerFlow:
     reach = sums.origins[-1] + 1
+    return finish(sums, _books(sums), asked, sums.told if sums.told < reach else None)
+
+
+def _books(sums: LayerSums) -> Books:
     assert sums.terms is not None
     assert sums.tail is not None
-    books = of_terms(
+    return of_terms(
         sums.about.rows,
         sums.terms,
         sums.tail,
         sums.tensor("given"),
         sums.lacking,
         sums.about.low,
-        reach,
+        sums.origins[-1] + 1,
         sums.steps,
         sums.told,
         LEVELS,
     )
-    return finish(sums, books, asked, sums.told if sums.told < reach else None)

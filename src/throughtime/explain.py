@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -32,6 +32,7 @@ def explain(
     origin_step: bool = True,
     derivative: str = "closed",
     strict: bool = True,
+    copies: Mapping[str, int] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Flow:
     """The flow of these traces.
@@ -39,7 +40,8 @@ def explain(
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
-    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). progress(done, of, layer).
+    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). copies: of each sequence
+    in a trace, by its name, where a probe made several. progress(done, of, layer).
     """
     asked = Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
@@ -60,7 +62,7 @@ def explain(
                 progress(done, of, name)
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-            layer = _layer(trace, asked, tell)
+            layer = _layer(trace, asked, (copies or {}).get(trace.name, 1), tell)
         if strict:
             check_residual(layer)
         layers[trace.name] = layer
@@ -83,13 +85,13 @@ def check_residual(layer: LayerFlow) -> None:
         )
 
 
-def _layer(trace: Trace, asked: Asked, progress: Callable[[int, int], None]) -> LayerFlow:
+def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
     lin = Linearization(trace, asked.derivative)
     ledger, used = Ledger(lin, reference(lin), asked.bias, LEVELS), reducers(lin, asked)
     first = sweep(lin, [ledger, *used.all], asked.tolerance, asked.max_lag, progress)
     by_hand = first is not None and first - 1 == asked.max_lag
-    sums = collect(lin, used, asked, first or trace.steps, by_hand, external=external(lin))
+    sums = collect(lin, used, asked, first or trace.steps, by_hand, external=external(lin), copies=copies)
     return finish(sums, of_ledger(ledger, trace.weight_gradients, first), asked, first)
 
 

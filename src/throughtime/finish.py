@@ -11,7 +11,7 @@ from throughtime import units
 from throughtime.books import Books
 from throughtime.collect import Asked
 from throughtime.demand import Demand, measure
-from throughtime.flow import Adjoint, Horizon, LayerFlow, Missing, Sequence, Tail
+from throughtime.flow import Adjoint, Horizon, Intervals, LayerFlow, Missing, Sequence, Tail
 from throughtime.intervals import intervals
 from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
@@ -33,8 +33,7 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
     demand = None
     if asked.demand is not None and not about.inner:
         demand = _demand(sums, asked)
-    squares, pairs = sums.tensor("entering.squares"), sums.tensor("entering.pairs")
-    entering = (0.5 * torch.log10(squares / pairs)).numpy()
+    entering = _entering(sums)
     tail = None if tail_from is None else _tail(sums, books, adjoint, tail_from, asked)
     noise = (
         SignalToNoise.of(sums.part("noise")).finish(books.norms) if asked.signal_to_noise else np.full(steps, np.nan)
@@ -80,16 +79,23 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
         external=_external(sums, books),
         weights={} if about.compound else {name: value.numpy() for name, value in sums.weights.items()},
         batches=len(sums.batches),
-        intervals=None
-        if sums.groups is None
-        else intervals(sums.groups, books.bias, books.share, dict(books.horizon), _relative(adjoint, entering)),
+        intervals=intervals_of(sums, books),
     )
     return replace(layer, missing=tuple(_missing(sums, layer, asked)))
 
 
-def _relative(adjoint: Adjoint, entering: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return adjoint.log10_norm - entering
+def intervals_of(sums: LayerSums, books: Books) -> Intervals | None:
+    """The intervals over batches; None where there are too few."""
+    if sums.groups is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log10_norm = 0.5 * (sums.scaled("adjoints.squares").log10() - np.log10(sums.tensor("adjoints.pairs").numpy()))
+    return intervals(sums.groups, books.bias, books.share, dict(books.horizon), log10_norm - _entering(sums))
+
+
+def _entering(sums: LayerSums) -> np.ndarray:
+    squares, pairs = sums.tensor("entering.squares"), sums.tensor("entering.pairs")
+    return (0.5 * torch.log10(squares / pairs)).numpy()
 
 
 def _demand(sums: LayerSums, asked: Asked) -> Demand:

@@ -246,16 +246,26 @@ class LayerFlow:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """How far a data set was gone through: batches, and why no further. partial: whether it was interrupted."""
+
+    batches: int
+    stopped: str
+    partial: bool = False
+
+
+@dataclass(frozen=True)
 class Flow:
     """What `Record.flow()` returns: one `LayerFlow` for each recurrent layer that the backward pass reached.
 
-    missing: recurrent layers of which nothing can be told ("layers.<name>"), and why.
+    missing: recurrent layers of which nothing can be told ("layers.<name>"), and why. stream: of a data set of several batches.
     """
 
     layers: Mapping[str, LayerFlow]
     throughtime: str
     torch: str
     missing: tuple[Missing, ...] = ()
+    stream: Stream | None = None
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 Tell = Callable[[int, int, str], None]
-"""Called with (done, of, what is running)."""
+"""Called with (done, of, what is running); of is 0 where it is not known."""
 PATIENCE = 1.0  # seconds without a word
 
 
@@ -62,7 +62,7 @@ class _Bar:
     def tell(self, done: int, of: int, what: str) -> None:
         self.waiting = (done, of, what)
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, total=of, description=what)
+            self.progress.update(self.task, completed=done, total=of or None, description=what)
 
     def stop(self) -> None:
         if self.progress is not None:

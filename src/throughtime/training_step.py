@@ -91,26 +91,42 @@ def _scalar(step: Step) -> Step:
     return checked
 
 
-def as_batches(batches: Any, limit: int) -> list[Any]:
-    """At most `limit` batches of a loader or a list; or the one that was given.
+def as_batches(batches: Any, limit: int | None) -> list[Any]:
+    """At most `limit` batches of a loader or a list; or the one that was given. See `as_stream`."""
+    return list(as_stream(batches, limit)[0])
+
+
+def as_stream(batches: Any, limit: int | None) -> tuple[Iterator[Any], int | None]:
+    """The batches of a loader or a list, at most `limit`, or the one that was given, as they are read; and how many, if known.
 
     One batch is a tensor or array, a dict, a tuple, or a list made of tensors only, as loaders yield it.
     """
     if isinstance(batches, Tensor | np.ndarray | dict | tuple) or (
         isinstance(batches, list) and batches and all(isinstance(part, Tensor | np.ndarray) for part in batches)
     ):
-        found = [batches]
-    elif isinstance(batches, Iterable):
-        found = list(islice(iter(batches), limit))
-    else:
+        batches = [batches]
+    elif not isinstance(batches, Iterable):
         raise InputError(
             f"batches of type {type(batches).__name__}",
             "a batch (a tensor, a tuple (x, y), a dict) or an iterable of batches",
             "pass one batch, a DataLoader or a list of (x, y)",
         )
-    if not found:
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        count = None
+    if limit is not None:
+        count = count and min(count, limit)
+    return _read(batches, limit), count
+
+
+def _read(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    empty = True
+    for batch in islice(iter(batches), limit):
+        empty = False
+        yield _tensors(batch)
+    if empty:
         raise InputError("no batch: the loader is empty", "at least one", "check the data set and drop_last")
-    return [_tensors(batch) for batch in found]
 
 
 def _tensors(batch: Any) -> Any:

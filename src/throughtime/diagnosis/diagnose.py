@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from throughtime.diagnosis.measure import keeping, measure
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.diagnosis.rule import History, registry
-from throughtime.errors import InputError, RecordError
-from throughtime.explain import explain
-from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.errors import InputError
+from throughtime.flow import Flow, LayerFlow
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import Record, record
+from throughtime.recorder import record
 from throughtime.remedies import Remedy, treating
-from throughtime.trace import Trace, joined
-from throughtime.training_step import Step, as_batches, as_step, untouched
+from throughtime.stream import Streaming
+from throughtime.training_step import Step, as_step, as_stream
 from throughtime.verify import Verification, verify
 
-BATCHES = 8  # of a loader, at most
+BATCHES = 8  # of a loader that remedies are tried out on, at most
 
 
 def diagnose(
@@ -33,7 +33,11 @@ def diagnose(
     history: Any = None,
     *,
     layers: list[str] | None = None,
-    limit: int = BATCHES,
+    limit: int | None = None,
+    stop_when: float | None = 0.1,
+    resume: str | Path | None = None,
+    engine: str = "serial",
+    workers: int | None = None,
     verify: bool = False,
     verify_steps: int = 200,
     verify_seeds: int = 5,
@@ -44,14 +48,20 @@ def diagnose(
     """Which lags the loss needs, how far the gradient reaches, why not, and what to change.
 
     model: any module that `throughtime.record` takes; it is left exactly as it was. batches: one batch (a tensor, a pair
-    (x, y), a dict), or a loader, of which at most `limit` batches are read and joined along the sequences. loss:
-    `fn(model, batch)`, or a criterion `fn(output, target)`; see `throughtime.training_step.as_step`. Without a loss the
-    layer's last state is probed, see `throughtime.diagnosis.probe`: supply is told, demand is not. needed_lag: the lag
-    that the task is known to need, in steps back from the loss. history: of the training so far, see `History.of`.
-    layers: names of recurrent layers; all by default. verify: train pairs of untreated and treated copies with
-    `verify_seeds` seeds for `verify_steps` steps, and say whether the remedy of the first finding that has one helped;
-    `factory` makes fresh models for it (without one, copies are drawn anew by their own `reset_parameters`). options:
-    those of `throughtime.explain.explain`.
+    (x, y), a dict), or a loader. loss: `fn(model, batch)`, or a criterion `fn(output, target)`; see
+    `throughtime.training_step.as_step`. Without a loss the layer's last state is probed, see `throughtime.diagnosis.probe`:
+    supply is told, demand is not. needed_lag: the lag that the task is known to need, in steps back from the loss. history:
+    of the training so far, see `History.of`. layers: names of recurrent layers; all by default.
+
+    Of a loader the losses are summed, batch by batch, in memory that does not grow with it: up to its end, to `limit` batches,
+    until the gradient horizon's 95 % interval is ±`stop_when` of it (or half a step; None goes on to the end), or to a Ctrl-C;
+    the report says which. resume: a file that holds what was added up, written after every batch: where it exists, the run goes
+    on from there. engine: "serial"; "joblib" or "ray", with so many `workers`; or "distributed", called by every process of an
+    initialised torch.distributed job with its own part of the data: all get the report of the whole.
+
+    verify: train pairs of untreated and treated copies with `verify_seeds` seeds for `verify_steps` steps, on the first
+    `BATCHES` batches, and say whether the remedy of the first finding that has one helped; `factory` makes fresh models for it
+    (without one, copies are drawn anew by their own `reset_parameters`). options: those of `throughtime.explain.explain`.
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
@@ -61,80 +71,23 @@ def diagnose(
         raise InputError(
             f"needed_lag={needed_lag} beyond max_lag={told}", "a needed lag that is told apart", "raise max_lag"
         )
-    given = as_batches(batches, limit)
+    if loss is None and verify:
+        raise InputError("verify without a loss", "a loss to train on", "pass loss=…")
+    how = Streaming(stop_when, resume, engine, workers)
+    given, total = as_stream(batches, limit)
     if loss is None:
-        if verify:
-            raise InputError("verify without a loss", "a loss to train on", "pass loss=…")
         from throughtime.diagnosis.probe import probe
 
-        report = judge(probe(model, given, layers, progress, **options), needed_lag, history)
-        return replace(report, title=type(model).__name__)
-    step = as_step(loss)
-    flow = measure(model, given, step, layers, progress, **options)
+        flow = probe(model, given, layers, progress, how, total, **options)
+        return replace(judge(flow, needed_lag, history), title=type(model).__name__)
+    step, kept = as_step(loss), []
+    if verify:
+        given = keeping(given, kept, BATCHES)
+    flow = measure(model, given, step, layers, progress, how, total, **options)
     report = replace(judge(flow, needed_lag, history), title=type(model).__name__)
     if verify:
-        report = verified(report, factory or model, model, given, step, verify_steps, verify_seeds, progress, options)
+        report = verified(report, factory or model, model, kept, step, verify_steps, verify_seeds, progress, options)
     return report
-
-
-def measure(
-    model: nn.Module,
-    batches: list[Any],
-    step: Step,
-    layers: list[str] | None = None,
-    progress: Tell = quiet,
-    **options: Any,
-) -> Flow:
-    """The flow of the summed losses of some batches, without touching the model."""
-    by_layer: dict[str, list[Trace]] = {}
-    names: list[str] = []
-    with untouched(model):
-        for done, batch in enumerate(batches):
-            progress(done, len(batches), "forward and backward")
-            rec = record(model, layers)
-            names = list(rec.layers)
-            for layer in rec.layers.values():
-                layer.requires_grad_(True)
-            with rec, torch.enable_grad():
-                value = step(model, batch)
-                if not value.requires_grad:
-                    raise InputError(
-                        "a loss that does not depend on the model",
-                        "a loss made of the model's output, with gradients enabled",
-                        "check for .detach(), .item() or torch.no_grad in the loss",
-                    )
-                # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
-                torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-            for trace in _traces(rec):
-                by_layer.setdefault(trace.name, []).append(trace)
-    reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
-    unreached = [name for name in names if name not in reached]
-    if unreached and layers is not None:
-        raise _independent(unreached)
-
-    def tell(done: int, of: int, name: str) -> None:
-        progress(done, of, f"sweep of {name}")
-
-    flow = explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
-    independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
-    return replace(flow, missing=(*flow.missing, *independent))
-
-
-def _traces(rec: Record) -> list[Trace]:
-    try:
-        return rec.traces()
-    except RecordError as error:
-        if len(rec.unreached) < len(rec.layers):
-            raise
-        raise _independent(rec.unreached) from error
-
-
-def _independent(layers: list[str]) -> InputError:
-    return InputError(
-        f"a loss that does not depend on the recurrent layer(s) {', '.join(layers)}",
-        "a loss that changes with their output",
-        "check for a detach, torch.no_grad or a reentrant checkpoint between layer and loss, and which model it calls",
-    )
 
 
 def judge(flow: Flow, needed_lag: int | None = None, history: Any = None) -> Report:

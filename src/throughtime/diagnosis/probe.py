@@ -8,19 +8,20 @@ divided by the root of the state's size; else through random directions, whose m
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from throughtime.diagnosis.diagnose import measure
+from throughtime.diagnosis.measure import flow_by, recorded
 from throughtime.errors import InputError
-from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.flow import Flow
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import record
-from throughtime.training_step import untouched
+from throughtime.stream import Read, Streaming
+from throughtime.trace import Trace, joined
 
 EXACT = 256  # sequences times directions up to which every direction is taken
 RANDOM = 64  # random directions in all sequences together, at least: their mean square is then within some 20 %
@@ -28,63 +29,81 @@ SEED = 0  # of signs and random directions, in an own generator
 
 
 def probe(
-    model: nn.Module, batches: list[Any], layers: list[str] | None = None, progress: Tell = quiet, **options: Any
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: list[str] | None = None,
+    progress: Tell = quiet,
+    how: Streaming | None = None,
+    total: int | None = None,
+    **options: Any,
 ) -> Flow:
     """The flow of each layer's last state, without touching the model. Demand needs a loss and is missing.
 
-    `batch` and `by_sequence` are of the sequences given, not of their copies, one a direction. options: those of
-    `throughtime.explain.explain`.
+    `batch` and `by_sequence` are of the sequences given, not of their copies, one a direction. how, total: see
+    `throughtime.stream`. options: those of `throughtime.explain.explain`.
     """
     options = {"signal_to_noise": False} | options | {"demand": False}
-    flows = [
-        _probed(model, name, layer, batches, progress, options) for name, layer in record(model, layers).layers.items()
-    ]
-    return replace(flows[0], layers={name: layer for flow in flows for name, layer in flow.layers.items()})
+    reader = ProbeReader(layers, total or 1, bool(options["signal_to_noise"]))
+    return flow_by(reader, model, batches, progress, how, total, **options)
 
 
-def _probed(
-    model: nn.Module, name: str, layer: nn.Module, batches: list[Any], progress: Tell, options: dict[str, Any]
-) -> Flow:
-    with untouched(model), torch.no_grad():
-        size, sequences = _last_state(model, layer, batches[0]).shape[::-1]
-    exact = size * sequences * len(batches) <= EXACT
-    count = size if exact else math.ceil(RANDOM / (sequences * len(batches)))
-    generator = torch.Generator().manual_seed(SEED)
+@dataclass(frozen=True)
+class ProbeReader:
+    """Backward passes of the last state of each layer along directions. batches: how many there are, 1 if not known.
 
-    def step(model: nn.Module, given: tuple[int, Any]) -> Tensor:
-        place, batch = given
-        state = _last_state(model, layer, batch)
-        directions = torch.randn(state.shape, generator=generator, dtype=torch.float64)
-        if exact:
-            directions = directions.sign() * (torch.arange(size) == place)
-        return (state * directions.to(state)).sum()
+    noise: whether signal to noise was asked for.
+    """
 
-    copies = [(place, batch) for place in range(count) for batch in batches]
-    flow = measure(model, copies, step, [name], progress, **options)
-    told = f"along {f'all {count}' if exact else f'{count} random'} direction(s) for each sequence"
-    reasons = {
-        "demand": f"no loss was given: the last state was probed {told}",
-        "signal_to_noise": "no loss was given: directions of a probe are no sample",
-    }
-    noise = bool(options["signal_to_noise"])
-    return replace(flow, layers={part: _merged(told, count, reasons, noise) for part, told in flow.layers.items()})
+    layers: list[str] | None
+    batches: int
+    noise: bool
 
+    def __call__(self, model: nn.Module, number: int, batch: Any) -> Read:
+        traces, copies, notes, names = [], {}, {}, []
+        for name, layer in record(model, self.layers).layers.items():
+            names.append(name)
+            parts, count, exact = self._directions(model, name, layer, number, batch)
+            told = f"along {f'all {count}' if exact else f'{count} random'} direction(s) for each sequence"
+            reasons = {"demand": f"no loss was given: the last state was probed {told}"}
+            if not self.noise:
+                reasons["signal_to_noise"] = "no loss was given: directions of a probe are no sample"
+            for part, each in parts.items():
+                traces.append(joined(each))
+                copies[part], notes[part] = count, reasons
+        return Read(traces, names, names, copies, notes)
 
-def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) -> LayerFlow:
-    """Directions brought together again by sequence, and the reasons of a probe in place of "not asked for"."""
-    by_sequence = layer.adjoint.by_sequence.reshape(layer.steps, count, -1)
-    top = np.max(np.where(np.isfinite(by_sequence), by_sequence, -np.inf), axis=1, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        merged = top[:, 0] + 0.5 * np.log10(np.mean(10.0 ** (2 * (by_sequence - top)), axis=1))
-    told = {field: reason for field, reason in reasons.items() if not (noise and field == "signal_to_noise")}
-    kept = tuple(each for each in layer.missing if each.field not in told)
-    return replace(
-        layer,
-        batch=layer.batch // count,
-        adjoint=replace(layer.adjoint, by_sequence=merged, arriving_by_sequence=np.zeros((0, 0))),
-        missing=(*kept, *(Missing(field, reason) for field, reason in told.items())),
-    )
+    def _directions(
+        self, model: nn.Module, name: str, layer: nn.Module, number: int, batch: Any
+    ) -> tuple[dict[str, list[Trace]], int, bool]:
+        """The traces of every direction, by name; how many there are, and whether these are all."""
+        buffers, rng = [value.clone() for value in model.buffers()], torch.get_rng_state()
+
+        def state() -> Tensor:
+            """Each direction finds the model and random numbers as they were."""
+            torch.set_rng_state(rng)
+            with torch.no_grad():
+                for value, before in zip(model.buffers(), buffers, strict=True):
+                    value.copy_(before)
+            return _last_state(model, layer, batch)
+
+        with torch.no_grad():
+            size, sequences = state().shape[::-1]
+        exact = size * sequences * self.batches <= EXACT
+        count = size if exact else math.ceil(RANDOM / (sequences * self.batches))
+        generator = torch.Generator().manual_seed(SEED + number)
+        found: dict[str, list[Trace]] = {}
+        for place in range(count):
+            directions = torch.randn(sequences, size, generator=generator, dtype=torch.float64)
+            if exact:
+                directions = directions.sign() * (torch.arange(size) == place)
+
+            def value(directions: Tensor = directions) -> Tensor:
+                last = state()
+                return (last * directions.to(last)).sum()
+
+            for trace in recorded(model, value, [name])[0]:
+                found.setdefault(trace.name, []).append(trace)
+        return found, count, exact
 
 
 def _last_state(model: nn.Module, layer: nn.Module, batch: Any) -> Tensor:

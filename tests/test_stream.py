@@ -1,0 +1,327 @@
+"""Loaders of any size: what is told, where it ends, and that it goes on where it was broken off."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import throughtime as tt
+from test_accumulate import same
+from test_diagnose import same as alike
+from test_diagnose import state
+from throughtime import stream as module
+from throughtime.errors import InputError
+from throughtime.statefile import digest
+
+
+class Net(nn.Module):
+    """A GRU with dropout before its head: random numbers matter."""
+
+    def __init__(self, inputs=2, units=6):
+        super().__init__()
+        self.rnn = nn.GRU(inputs, units)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(units, 1)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.drop(self.rnn(x)[0][-1]))
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return Net().double()
+
+
+def data(count, steps=12, size=5, seed=0):
+    """Batches whose target is an input of some steps ago, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    drawn = ((draw(steps, size, 2), 0.3 * draw(size, 1)) for _ in range(count))
+    return [(x, x[-4, :, :1] + noise) for x, noise in drawn]
+
+
+def error(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1], reduction="sum")
+
+
+def layer(*args, **options):
+    return tt.diagnose(*args, **{"stop_when": None} | options).flow.layers["rnn"]
+
+
+# --- what is told ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_tells_what_one_batch_of_it_all_tells():
+    batches = data(7)
+    whole = torch.cat([x for x, _ in batches], dim=1), torch.cat([y for _, y in batches])
+    got, wanted = layer(net().eval(), iter(batches), error), layer(net().eval(), whole, error)
+    same(got, wanted)
+    assert (got.batches, wanted.batches) == (7, 1)
+
+
+def test_probes_stream_too():
+    batches = [x for x, _ in data(3, size=2)]
+    got, wanted = layer(net().eval(), iter(batches)), layer(net().eval(), torch.cat(batches, dim=1))
+    np.testing.assert_allclose(got.adjoint.log10_norm, wanted.adjoint.log10_norm, rtol=1e-10)
+    np.testing.assert_allclose(got.adjoint.by_sequence, wanted.adjoint.by_sequence, rtol=1e-10)
+    assert got.batch == wanted.batch == 6
+    assert "no loss was given" in {each.field: each.reason for each in got.missing}["demand"]
+
+
+def test_memory_does_not_grow_with_the_data(monkeypatch):
+    """All that is kept after 128 batches is as large as after 64."""
+    monkeypatch.setattr("throughtime.gates.ROOM", 1000)
+
+    def kept(count):
+        from throughtime.collect import Asked
+        from throughtime.diagnosis.measure import StepReader
+        from throughtime.sums import plain
+
+        task = module.Task(StepReader(error), Asked(max_lag=11))
+        measured, _ = module.stream(net(), data(count, size=30), task, module.Streaming(None), torch.get_rng_state())
+        return numbers(plain(measured.layers["rnn"]))
+
+    def numbers(value):
+        if isinstance(value, torch.Tensor):
+            return value.numel()
+        if isinstance(value, dict | list):
+            return sum(map(numbers, value.values() if isinstance(value, dict) else value))
+        return 0
+
+    few = kept(64)
+    assert kept(128) <= 1.001 * few  # groups of twice as many batches, a sample of as many sequences
+
+
+def test_everything_is_as_it_was():
+    model, loader = net(), torch.utils.data.DataLoader(data(20), batch_size=None, shuffle=True)
+    before = state(model)
+    tt.diagnose(model, loader, error)
+    assert alike(before, state(model))
+
+
+# --- where it ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_ends_it():
+    flow = tt.diagnose(net(), data(9), error, limit=4, stop_when=None).flow
+    assert (flow.stream.batches, flow.batch, flow.stream.stopped) == (4, 20, "all batches were read")
+
+
+def test_a_horizon_that_is_known_ends_it():
+    drawn = []
+
+    def endless():
+        for seed in range(1000):
+            drawn.append(seed)
+            yield from data(1, seed=seed)
+
+    flow = tt.diagnose(net().eval(), endless(), error, stop_when=0.5).flow
+    low, high = flow.layers["rnn"].intervals.horizon[0.01]
+    assert flow.stream.batches == flow.layers["rnn"].batches == len(drawn)
+    assert flow.stream.batches in module.LOOKS
+    assert (high - low) / 2 <= max(0.5 * flow.layers["rnn"].horizon[0.01], 0.5)
+    assert "known to ±" in flow.stream.stopped
+    assert not flow.stream.partial
+
+
+def interrupting(at):
+    for number, batch in enumerate(data(9)):
+        if number == at:
+            raise KeyboardInterrupt
+        yield batch
+
+
+def test_ctrl_c_keeps_what_was_done():
+    model = net()
+    before = state(model)
+    flow = tt.diagnose(model, interrupting(5), error).flow
+    assert flow.stream.partial
+    assert flow.stream.stopped == "interrupted after 5 batches"
+    same(flow.layers["rnn"], layer(net(), data(9)[:5], error))
+    assert alike(before["parameters"], state(model)["parameters"])
+    with pytest.raises(KeyboardInterrupt):
+        tt.diagnose(model, interrupting(0), error)
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [1, 4, 9])
+def test_a_run_goes_on_where_it_was_broken_off(tmp_path, broken):
+    file = tmp_path / "state.pt"
+    wanted = layer(net(), data(9), error)
+
+    def failing():
+        for number, batch in enumerate(data(9)):
+            if number == broken:
+                raise OSError("the disk is gone")
+            yield batch
+
+    if broken < 9:
+        with pytest.raises(OSError, match="disk"):
+            layer(net(), failing(), error, resume=file)
+    else:
+        layer(net(), failing(), error, resume=file)
+    worked = []
+
+    def counted(model, batch):
+        worked.append(batch)
+        return error(model, batch)
+
+    got = layer(net(), data(9), counted, resume=file)
+    assert len(worked) == 9 - broken
+    same(got, wanted, rtol=0)
+    assert os.listdir(tmp_path) == ["state.pt"]
+
+
+def test_a_shuffled_loader_goes_on_in_its_order(tmp_path):
+    file = tmp_path / "state.pt"
+
+    def loader():
+        return torch.utils.data.DataLoader(data(9), batch_size=None, shuffle=True)
+
+    torch.manual_seed(3)
+    wanted = layer(net(), loader(), error)
+    model = net()
+    torch.manual_seed(3)
+    wanted = layer(model, loader(), error)
+    torch.manual_seed(3)
+    layer(model, loader(), error, resume=file, limit=4)
+    torch.manual_seed(4)
+    same(layer(model, loader(), error, resume=file), wanted, rtol=0)
+
+
+RUN = """
+    import sys, time
+    sys.path.insert(0, {tests!r})
+    import throughtime as tt
+    from test_stream import data, error, net
+
+    def slow():
+        for number, batch in enumerate(data(60)):
+            print(number, flush=True)
+            time.sleep(0.05)
+            yield batch
+
+    tt.diagnose(net(), slow(), error, resume={file!r}, stop_when=None)
+"""
+
+
+def test_a_killed_run_loses_at_most_one_batch(tmp_path):
+    file, tests = tmp_path / "state.pt", os.path.dirname(__file__)
+    script = textwrap.dedent(RUN.format(tests=tests, file=str(file)))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) == 6:
+                break
+        time.sleep(0.03)
+        process.send_signal(signal.SIGKILL)
+        rest = [int(line) for line in process.stdout]
+    begun = max([6, *rest])
+    kept = module.load(file)["digests"]
+    assert list(kept) == list(range(len(kept)))
+    assert len(kept) >= begun - 1  # one is being read, one was being worked on
+    worked = []
+
+    def counted(model, batch):
+        worked.append(batch)
+        return error(model, batch)
+
+    got = layer(net(), data(60), counted, resume=file, limit=12)
+    assert len(worked) == 12 - len(kept)
+    same(got, layer(net(), data(12), error), rtol=1e-12)
+
+
+def changed_weights(file):
+    model = net()
+    with torch.no_grad():
+        model.rnn.weight_hh_l0 += 0.1
+    layer(model, data(5), error, resume=file)
+
+
+def no_state(file):
+    file.write_bytes(b"nothing of the kind")
+    layer(net(), data(5), error, resume=file)
+
+
+def a_pickle(file):
+    torch.save(print, file)
+    layer(net(), data(5), error, resume=file)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda file: layer(net(), data(5, seed=9), error, resume=file), "batch 0 that differs"),
+        (lambda file: layer(net(), data(5), error, resume=file, max_lag=3), "other options: max_lag"),
+        (changed_weights, "weights of layer 'rnn' that differ"),
+        (no_state, "no state of a run"),
+        (a_pickle, "no state of a run"),
+    ],
+    ids=["data", "options", "weights", "file", "code"],
+)
+def test_states_that_do_not_fit(tmp_path, use, words):
+    file = tmp_path / "state.pt"
+    layer(net(), data(3), error, resume=file)
+    with pytest.raises(InputError, match=words):
+        use(file)
+
+
+def test_digests_tell_batches_apart():
+    x = torch.arange(6.0)
+    assert digest((x, 1)) == digest([x.clone(), 1])
+    assert len({digest(each) for each in ((x, 1), (x, 2), (x.flip(0), 1), {"x": x}, {"y": x}, x.numpy()[:5])}) == 6
+    assert digest(torch.zeros(0)) != digest(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"engine": "spark"}, "engine='spark'"), ({"stop_when": 0.0}, "stop_when=0"), ({"workers": 0}, "workers=0")],
+)
+def test_options_out_of_range(options, words):
+    with pytest.raises(InputError, match=words):
+        tt.diagnose(net(), data(2), error, **options)
+
+
+def test_a_layer_that_only_some_batches_use():
+    """Its sums are of those batches; where none uses it, that is said."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.other, self.never = nn.GRU(2, 3), nn.LSTM(2, 3), nn.RNN(2, 3)
+
+        def forward(self, x):
+            self.never(x)
+            return (self.other if x[0, 0, 0] > 0 else self.low)(x)[0][-1].sum() ** 2
+
+    torch.manual_seed(0)
+    model, batches = Two().double(), [x for x, _ in data(6)]
+    flow = tt.diagnose(model, iter(batches), lambda model, batch: model(batch), demand=False).flow
+    up = [x for x in batches if x[0, 0, 0] > 0]
+    assert 0 < len(up) < 6
+    assert (flow.layers["other"].batches, flow.layers["low"].batches) == (len(up), 6 - len(up))
+    alone = tt.diagnose(model, iter(up), lambda model, batch: model(batch), demand=False).flow.layers["other"]
+    same(flow.layers["other"], replace(alone, sequence=flow.layers["other"].sequence), rtol=1e-10)
+    assert [each.field for each in flow.missing] == ["layers.never"]
+
+
+def test_bidirectional_batches_are_judged_by_their_own_input():
+    torch.manual_seed(0)
+    model = nn.GRU(2, 3, num_layers=2, bidirectional=True).double()
+    batches = [x for x, _ in data(6)]
+    loss = lambda model, batch: model(batch)[0][-1].square().sum()  # noqa: E731
+    got = tt.diagnose(model, iter(batches), loss).flow
+    wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss).flow
+    for name, each in wanted.layers.items():
+        same(got.layers[name], each)
