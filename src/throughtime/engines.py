@@ -52,8 +52,8 @@ def serial(calls: Calls, workers: int | None) -> Iterator[Run]:
 def joblib(calls: Calls, workers: int | None) -> Iterator[Run]:
     """In processes of this machine."""
     try:
+        from cloudpickle import dumps
         from joblib import Parallel, delayed
-        from joblib.externals.cloudpickle import dumps  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _lacking("joblib") from None
     payload = _payload(calls, dumps)

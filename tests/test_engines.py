@@ -1,0 +1,127 @@
+"""Other workers, the same sums: joblib's, Ray's, and the processes of a torch.distributed job."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+import throughtime as tt
+from test_accumulate import same
+from test_stream import data, error, layer, net
+from throughtime.errors import InputError
+
+ROUNDING = 1e-10  # sums are added in another order
+
+
+def test_joblib_tells_the_same():
+    batches = data(11)
+    wanted = tt.diagnose(net(), batches, error, stop_when=None).flow
+    got = tt.diagnose(net(), batches, error, stop_when=None, engine="joblib", workers=2).flow
+    same(got.layers["rnn"], wanted.layers["rnn"], rtol=ROUNDING)
+    assert got.layers["rnn"].intervals is not None
+    assert got.stream == wanted.stream
+
+
+def test_all_engines_stop_at_the_same_batch():
+    serial, parallel = (
+        tt.diagnose(net().eval(), data(40), error, stop_when=0.5, engine=engine, workers=2).flow
+        for engine in ("serial", "joblib")
+    )
+    assert serial.stream == parallel.stream
+    assert serial.stream.batches < 40
+
+
+def test_workers_states_go_on_in_another_engine(tmp_path):
+    file = tmp_path / "state.pt"
+    layer(net(), data(9), error, engine="joblib", workers=2, resume=file, limit=6)
+    same(layer(net(), data(9), error, resume=file), layer(net(), data(9), error), rtol=ROUNDING)
+
+
+def test_what_cannot_be_sent_is_told():
+    model = net()
+    model.lock = torch.futures.Future()
+    with pytest.raises(InputError, match="cannot be sent to another process"):
+        layer(model, data(3), error, engine="joblib", workers=2)
+
+
+@pytest.mark.parametrize("engine", ["joblib", "ray"])
+def test_a_missing_package_is_named(monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(InputError, match=rf"throughtime\[{engine}\]"):
+        layer(net(), data(3), error, engine=engine)
+
+
+def test_distributed_needs_a_job():
+    with pytest.raises(InputError, match=r"outside a torch\.distributed job"):
+        layer(net(), data(3), error, engine="distributed")
+
+
+PROCESS = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from torch import distributed
+    from test_stream import data, error, layer, net
+
+    rank = int(sys.argv[1])
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method="file://{meeting}", rank=rank, world_size=2)
+    told = layer(net(), iter(data(7)[rank::2]), error, engine="distributed")
+    torch.save(told, "{out}." + str(rank))
+    distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_of_a_job_tell_the_whole(tmp_path):
+    out = tmp_path / "told.pt"
+    tests = os.path.dirname(__file__)
+    script = textwrap.dedent(PROCESS.format(tests=tests, meeting=tmp_path / "meeting", out=out))
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(rank)]) for rank in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    wanted = layer(net(), data(7), error)
+    for rank in range(2):
+        same(torch.load(f"{out}.{rank}", weights_only=False), wanted, rtol=ROUNDING)
+
+
+class Deadly:
+    """A loss that kills the process that works on the batch numbered 5, the first time."""
+
+    def __init__(self, once):
+        self.once, self.parent = str(once), os.getpid()
+
+    def __call__(self, model, batch):
+        x, y, number = batch
+        if number == 5 and os.getpid() != self.parent and not os.path.exists(self.once):
+            with open(self.once, "w") as file:
+                file.write(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+        return error(model, (x, y))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'throughtime[ray]')")
+    paths = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_tells_the_same_and_a_killed_worker_loses_nothing(cluster, tmp_path):
+    numbered = [(x, y, number) for number, (x, y) in enumerate(data(9))]
+    loss = Deadly(tmp_path / "once")
+    got = layer(net(), numbered, loss, engine="ray", workers=2)
+    assert (tmp_path / "once").exists()
+    same(got, layer(net(), data(9), error), rtol=ROUNDING)
