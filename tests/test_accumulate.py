@@ -147,7 +147,7 @@ def test_the_border_is_where_the_first_tail_begins():
 def test_terms_take_no_more_than_their_memory(monkeypatch):
     trace = run("rnn-tanh", 200, 2)
     weights = sum(value.numel() for value in trace.weights.tensors().values())
-    monkeypatch.setattr(module, "MEMORY", 8 * weights * 6 + 1)
+    monkeypatch.setattr(module, "MEMORY", 32 * weights * 6 + 1)
     assert border(trace, DEFAULT) == (6, True)
     sums = accumulate(trace, 0, DEFAULT, 6)
     assert sums.terms.mantissa.shape == (weights, 6)
@@ -160,9 +160,7 @@ def test_terms_take_no_more_than_their_memory(monkeypatch):
 def as_numbers(sums):
     """Everything in sums but the exponents, of which there are several for one number."""
     scaled = {name: value.value() for name, value in sums.sums.items() if isinstance(value, Scaled)}
-    groups = replace(sums.groups, squares=sums.groups.squares.value())
-    terms, tail = sums.terms.value(), sums.tail.value()
-    return replace(sums, sums=sums.sums | scaled, terms=terms, tail=tail, groups=groups)
+    return replace(sums, sums=sums.sums | scaled, terms=sums.terms.value(), tail=sums.tail.value())
 
 
 @pytest.mark.parametrize("key", ["gru", "lstm"])

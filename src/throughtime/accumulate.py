@@ -1,8 +1,9 @@
 """Batches one by one: each becomes sums (`throughtime.sums`), which merge in any order and finish into a flow.
 
-The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number:
-the terms G(τ) are kept by lag up to where the first batch's tail begins, 8 bytes a weight and lag, and never more than
-`MEMORY` for a layer. Whatever lies beyond stays exact in sum, as the tail; `max_lag` sets the border by hand.
+The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number.
+The terms G(τ) are kept by lag up to where the first batch's tail begins: 8 bytes a weight and lag, up to four times (the whole,
+and blocks of batches for the intervals), and never more than `MEMORY` for a layer. Whatever lies beyond stays exact in sum, as
+the tail; `max_lag` sets the border by hand.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from throughtime.errors import InputError
 from throughtime.explain import check_residual, external
 from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
-from throughtime.intervals import group_of
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
 from throughtime.sums import SEQUENCES, LayerSums
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
 
-MEMORY = 2**30  # bytes that the terms of a layer may take
+MEMORY = 2**31  # bytes that the terms of a layer may take
+BYTES = 32  # a weight and lag
 
 
 def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
@@ -37,7 +38,7 @@ def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
     if asked.max_lag is not None:
         return asked.max_lag + 1, True
     lin = Linearization(trace, asked.derivative)
-    most = max(1, MEMORY // (8 * sum(row.size for row in rows_of(lin))))
+    most = max(1, MEMORY // (BYTES * sum(row.size for row in rows_of(lin))))
     first = None
     if look and len(trace.origins()) > 1:  # one origin alone has no tail
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
@@ -53,14 +54,12 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
         used, terms = reducers(lin, asked), LagTerms(lin, told)
         sweep(lin, [terms, *used.all], 0, told - 1)
         sums = collect(lin, used, asked, told, by_hand, batch, external(lin), copies)
-    squares, entering = sums.scaled("adjoints.squares"), sums.tensor("entering.squares")
     return replace(
         sums,
         terms=terms.scaled("terms"),
         tail=terms.scaled("tail"),
         sample=sums.sample.bounded(SEQUENCES),
         gates={name: gate.bounded() for name, gate in sums.gates.items()},
-        groups=group_of(batch, terms.scaled("terms"), terms.scaled("tail"), squares, entering),
     )
 
 

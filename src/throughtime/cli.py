@@ -139,8 +139,29 @@ input_options = _together(
         help="A recurrent layer by its name; all by default, one of a file. May be repeated.",
     ),
     click.option(
-        "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to read of a loader."
+        "--limit", type=click.IntRange(min=1), help="Batches to read of a loader at most; without it, all it has."
     ),
+    click.option(
+        "--stop-when",
+        type=click.FloatRange(min=0, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="Stop reading when the gradient horizon's 95 % interval is ± this part of it, or half a step.",
+    ),
+    click.option("--all-batches", is_flag=True, help="Read on, however well the horizon is known."),
+    click.option(
+        "--resume",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Keep what was added up in this file, after every batch, and go on from it where it exists.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["serial", "joblib", "ray"]),
+        default="serial",
+        show_default=True,
+        help="Who works on the batches of a loader.",
+    ),
+    click.option("--workers", type=click.IntRange(min=1), help="Of joblib or ray; every core without it."),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     *file_options,
@@ -244,6 +265,8 @@ def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **give
 @_guarded
 def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> None:
     """Check MODEL in CI: one line a layer and an exit code."""
+    from throughtime.report.headline import interval
+
     report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
     short = False
     for name, layer in report.flow.layers.items():
@@ -254,6 +277,7 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
         fails = min_horizon is not None and reached < min_horizon
         short |= fails
         told = f"more than {reached}" if horizon is None else str(horizon)
+        told += interval(layer, float(level))
         wanted = "" if min_horizon is None else f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}"
         wanted += " as far as lags were told apart: raise --max-lag" if fails and horizon is None else ""
         click.echo(f"{name}: gradient horizon({level}) {told} steps, residual {layer.residual:.1e}{wanted}")
@@ -380,7 +404,12 @@ def _diagnosed(
     history: str | None,
     demand_method: Literal["covariance", "distance"],
     layers: tuple[str, ...],
-    limit: int,
+    limit: int | None,
+    stop_when: float,
+    all_batches: bool,
+    resume: Path | None,
+    engine: str,
+    workers: int | None,
     max_lag: int | None,
     seed: int,
     trust: bool,
@@ -416,6 +445,10 @@ def _diagnosed(
                 demand_method=demand_method,
                 layers=list(layers) or None,
                 limit=limit,
+                stop_when=None if all_batches else stop_when,
+                resume=resume,
+                engine=engine,
+                workers=workers,
                 verify=verify,
                 verify_steps=verify_steps,
                 verify_seeds=verify_seeds,

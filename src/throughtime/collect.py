@@ -133,7 +133,7 @@ def collect(
         if origins and not cell.compound and trace.noise is None
         else None,
         first_batch=batch,
-        groups=None,
+        blocks=None,
     )
 
 

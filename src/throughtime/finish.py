@@ -86,11 +86,11 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
 
 def intervals_of(sums: LayerSums, books: Books) -> Intervals | None:
     """The intervals over batches; None where there are too few."""
-    if sums.groups is None:
+    if sums.blocks is None:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         log10_norm = 0.5 * (sums.scaled("adjoints.squares").log10() - np.log10(sums.tensor("adjoints.pairs").numpy()))
-    return intervals(sums.groups, books.bias, books.share, dict(books.horizon), log10_norm - _entering(sums))
+    return intervals(sums.blocks, books.bias, books.share, dict(books.horizon), log10_norm - _entering(sums))
 
 
 def _entering(sums: LayerSums) -> np.ndarray:

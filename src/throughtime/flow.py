@@ -154,13 +154,13 @@ class Sequence:
 class Intervals:
     """Confidence intervals over batches, widened to the measured value where that lies outside. See `throughtime.intervals`.
 
-    level: .95. groups: how many, of `width` batches each, the spread was taken over. horizon: ε → (K, K), None where no K is
+    level: .95. blocks: how many, of so many `batches` each, the spread was taken over. horizon: ε → (K, K), None where no K is
     named. bias, share, log10_arriving: (2, steps) by lag, lower and upper.
     """
 
     level: float
-    groups: int
-    width: int
+    blocks: int
+    batches: int
     horizon: Mapping[float, tuple[int | None, int | None]]
     bias: Array
     share: Array

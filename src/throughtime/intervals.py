@@ -1,20 +1,21 @@
-"""Confidence intervals over batches, by a jackknife over groups of them.
+"""Confidence intervals over batches.
 
-Each of at most `MOST` groups keeps a sketch of its terms G(τ): a fixed random projection to `WIDTH` numbers that keeps inner
-products on average (count sketch; Charikar, Chen & Farach-Colton 2002). Norms of sums over groups follow from the groups'
-inner products. They are scaled to the exact norms of the whole, so that the projection is felt in the spread alone.
+What the horizon, the bias and the shares are made of are squares of mean gradients: ‖E R(K)‖², ‖E G‖², ⟨E G(τ), E G⟩, R(K) what
+lies beyond lag K. A square of a mean over batches is too large by the batches' own noise. A block of m batches gives an
+estimate without it, from its pairs of different batches alone (a U-statistic; Hoeffding 1948):
 
-Letters: n groups, L lags, d = `WIDTH`, R_j(K) what group j has beyond lag K, G_j its gradient. The truncation bias of the whole
-is that of the mean gradient, so ‖E R‖² is estimated without the groups' own noise: by the pairs i ≠ j (a U-statistic, whose
-variance the jackknife gives: Arvesen 1969). Coverage as measured: docs/howto/large-data.md.
+    (‖Σ_j R_j‖² − Σ_j ‖R_j‖²) / (m (m − 1)).
+
+Blocks are independent, so the spread of a ratio of two such numbers is that of ratios in survey sampling (Cochran 1977,
+ch. 6), with Student's t for the number of blocks; the horizon's interval holds every K at which ‖E R(K)‖² = ε² ‖E G‖² cannot be
+rejected (Fieller 1954). Blocks of 2, 4 and 8 batches are closed as they fill up. Of a closed block only sums stay, so memory is
+that of the few blocks that are open. Coverage as measured: docs/howto/large-data.md.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,187 +25,184 @@ from throughtime.flow import Array, Intervals
 from throughtime.scaled import Scaled
 
 LEVEL = 0.95
-MOST = 64  # groups: their sketches take 4·MOST·WIDTH bytes a lag
-LEAST = 8  # groups under which no interval is given
-WIDTH = 128  # numbers a sketch: an inner product is then right to 1/√128 of the norms, 9 %
-SEED = 20  # of the projection, the same on every machine
+TOP = 3  # blocks of 2³ batches: with more, little of their noise is left to be gained
+LEAST = 8  # batches below which no interval is given: four pairs
+ENOUGH = 8  # blocks from which on larger blocks are used
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Sums of n groups of `width` batches each (a power of two): batch i is in group i // width.
+class Moments:
+    """Sums over blocks of numerators y (..., L), their squares, their products with denominators z, and of z, z²."""
 
-    counts: batches that a group has so far. terms: (n, L, d) sketches of G(τ), tail: (n, d). squares: Σ‖λ‖² by lag (n, T) and
-    entering: what entered at the same pairs.
+    count: int
+    y: Tensor
+    yy: Tensor
+    yz: Tensor
+    z: Tensor
+    zz: Tensor
+
+    def __add__(self, other: Moments) -> Moments:
+        parts = (_sum(getattr(self, name), getattr(other, name)) for name in ("y", "yy", "yz", "z", "zz"))
+        return Moments(self.count + other.count, *parts)
+
+    def of_difference(self, ratio: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Mean of y − ratio · z over blocks, and its standard error."""
+        n = self.count
+        mean = (self.y - ratio * self.z) / n
+        squares = self.yy - 2 * ratio * self.yz + ratio**2 * self.zz
+        return mean, ((squares / n - mean.square()).clamp_min(0) / (n - 1)).sqrt()
+
+    def of_ratio(self, t: float) -> np.ndarray:
+        """(2, ..., L): the interval of E y / E z; without bounds where z is not above 0."""
+        ratio = self.y / self.z
+        error = t * self.of_difference(ratio)[1] * self.count / self.z
+        bounds = torch.stack((ratio - error, ratio + error))
+        unbounded = torch.tensor([-torch.inf, torch.inf], dtype=bounds.dtype)[(...,) + (None,) * (bounds.ndim - 1)]
+        return torch.where(self.z > 0, bounds, unbounded).numpy()
+
+
+def _moments(y: Tensor, z: Tensor) -> Moments:
+    return Moments(1, y, y.square(), y * z, z, z.square())
+
+
+@dataclass(frozen=True)
+class Block:
+    """An open block: Σ_j of the terms G_j(τ) (W, L) and tails (W,).
+
+    own: (2, L) Σ_j ‖R_j(K)‖² and Σ_j ⟨G_j(τ), G_j⟩. whole: Σ_j ‖G_j‖².
     """
 
-    width: int
-    ids: list[int]
-    counts: list[int]
     terms: Tensor
     tail: Tensor
-    squares: Scaled
-    entering: Tensor
+    own: Tensor
+    whole: Tensor
 
-    def __add__(self, other: Groups) -> Groups:
-        width = max(self.width, other.width)
-        while len({i * part.width // width for part in (self, other) for i in part.ids}) > MOST:
-            width *= 2
-        lags, steps = (max(getattr(p, name).shape[1] for p in (self, other)) for name in ("terms", "entering"))
-        ids = sorted({i * part.width // width for part in (self, other) for i in part.ids})
-        counts = [0] * len(ids)
-        terms = torch.zeros(len(ids), lags, self.terms.shape[2])
-        tail = torch.zeros(len(ids), self.terms.shape[2])
-        entering = torch.zeros(len(ids), steps, dtype=torch.float64)
-        squares = Scaled.zeros(len(ids), steps)
-        for part in (self, other):
-            at = [ids.index(i * part.width // width) for i in part.ids]
-            for place, count in zip(at, part.counts, strict=True):
-                counts[place] += count
-            index = torch.tensor(at, dtype=torch.int64)
-            terms[:, : part.terms.shape[1]].index_add_(0, index, part.terms)
-            tail.index_add_(0, index, part.tail)
-            entering[:, : part.entering.shape[1]].index_add_(0, index, part.entering)
-            own = torch.zeros(len(ids), part.squares.mantissa.shape[1], dtype=torch.float64)
-            own.index_add_(0, index, part.squares.mantissa)
-            squares.add_at(torch.arange(own.shape[1]), own, part.squares.exponent)
-        return Groups(width, ids, counts, terms, tail, squares, entering)
+    def __add__(self, other: Block) -> Block:
+        return Block(
+            _sum(self.terms, other.terms), self.tail + other.tail, _sum(self.own, other.own), self.whole + other.whole
+        )
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """`own` and `whole` of the block taken as one batch."""
+        total = self.terms.sum(1) + self.tail
+        beyond = (total[:, None] - self.terms.cumsum(1)).square().sum(0)
+        return torch.stack((beyond, total @ self.terms)), total @ total
 
 
-def group_of(batch: int, terms: Scaled, tail: Scaled | None, squares: Scaled, entering: Tensor) -> Groups:
-    """One batch as a group. terms (W, L), tail (W, 1): see `throughtime.reducers.lag_terms`; squares, entering: (T,)."""
-    rest = terms.mantissa.new_zeros(len(terms.mantissa), 1) if tail is None else tail.value()
-    return Groups(
-        1,
-        [batch],
-        [1],
-        sketch(terms.value()).T[None].float(),
-        sketch(rest).T.float(),
-        Scaled(squares.mantissa[None].clone(), squares.exponent.clone()),
-        entering[None].clone(),
-    )
+@dataclass(frozen=True)
+class Blocks:
+    """open: level → number → block of 2^level batches, whose sister has not come yet. closed: level → what those gave.
+
+    arriving: of Σ‖λ‖² by lag and of what entered at the same pairs, batch by batch.
+    """
+
+    open: dict[int, dict[int, Block]]
+    closed: dict[int, Moments]
+    arriving: Moments
+
+    def __add__(self, other: Blocks) -> Blocks:
+        waiting = {level: dict(self.open.get(level, {})) for level in range(TOP)}
+        closed = dict(self.closed)
+        for level, moments in other.closed.items():
+            closed[level] = closed[level] + moments if level in closed else moments
+        for level in range(TOP):
+            for number, block in sorted(other.open.get(level, {}).items()):
+                _put(waiting, closed, level, number, block)
+        kept = {level: blocks for level, blocks in waiting.items() if blocks}
+        return Blocks(kept, dict(sorted(closed.items())), self.arriving + other.arriving)
 
 
-def sketch(columns: Tensor) -> Tensor:
-    """(W, L) float64 to (d, L); no more than W numbers are kept as they are."""
-    if len(columns) <= WIDTH:
-        return torch.nn.functional.pad(columns, (0, 0, 0, WIDTH - len(columns)))
-    return _projection(len(columns)) @ columns
+def _put(
+    waiting: dict[int, dict[int, Block]], closed: dict[int, Moments], level: int, number: int, block: Block
+) -> None:
+    """Add a block, and close all that it fills up."""
+    sister = waiting[level].pop(number ^ 1, None)
+    if sister is None:
+        waiting[level][number] = block
+        return
+    both = block + sister if number % 2 else sister + block
+    pairs = 2 ** (level + 1) * (2 ** (level + 1) - 1)
+    squares, whole = both.squares()
+    moments = _moments((squares - both.own) / pairs, (whole - both.whole) / pairs)
+    closed[level + 1] = closed[level + 1] + moments if level + 1 in closed else moments
+    if level + 1 < TOP:
+        _put(waiting, closed, level + 1, number // 2, both)
 
 
-@lru_cache(maxsize=8)
-def _projection(size: int) -> Tensor:
-    """(d, W) sparse: every number goes to one of d places, with a sign."""
-    generator = torch.Generator().manual_seed(SEED)
-    place = torch.randint(WIDTH, (size,), generator=generator)
-    sign = 1.0 - 2.0 * torch.randint(2, (size,), generator=generator).double()
-    at = torch.stack((place, torch.arange(size)))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Sparse CSR.*")  # that its layout is in beta
-        return torch.sparse_coo_tensor(at, sign, (WIDTH, size), check_invariants=True).coalesce().to_sparse_csr()
+def block_of(batch: int, terms: Scaled, tail: Scaled, squares: Scaled, entering: Tensor) -> Blocks:
+    """One batch. terms (W, L), tail (W, 1): see `throughtime.reducers.lag_terms`; squares, entering: (T,) of adjoints."""
+    block = Block(terms.value(), tail.value()[:, 0], torch.zeros(0), torch.zeros(0))
+    own, whole = block.squares()
+    block = Block(block.terms, block.tail, own, whole)
+    return Blocks({0: {batch: block}}, {}, _moments(squares.value(), entering))
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    """The sum, the shorter one padded along its last axis."""
+    if one.ndim and one.shape[-1] != other.shape[-1]:
+        lags = max(one.shape[-1], other.shape[-1])
+        one, other = (torch.nn.functional.pad(part, (0, lags - part.shape[-1])) for part in (one, other))
+    return one + other
 
 
 def intervals(
-    groups: Groups, bias: Array, share: Array, horizon: dict[float, int | None], log10_arriving: Array
+    blocks: Blocks, bias: Array, share: Array, horizon: Mapping[float, int | None], log10_arriving: Array
 ) -> Intervals | None:
-    """The intervals of a layer; None with fewer than `LEAST` full groups. bias, share, … (T,): those of the whole."""
-    full = [place for place, count in enumerate(groups.counts) if count == groups.width]
-    n = len(full)
-    if n < LEAST:
+    """The intervals of a layer; None with fewer than `LEAST` batches. bias, share, … (T,): those of the whole."""
+    if blocks.arriving.count < LEAST:
         return None
     from throughtime.verify import t_quantile
 
-    steps, lags = len(bias), groups.terms.shape[1]
-    t = t_quantile(0.5 + LEVEL / 2, n - 1)
-    terms, tail = groups.terms.double(), groups.tail.double()
-    gradient = terms.sum(1) + tail
-    unit = gradient.sum(0).norm()
-    terms, tail, gradient = terms / unit, tail / unit, gradient / unit
-    beyond = tail[:, None] + terms.sum(1, keepdim=True) - terms.cumsum(1)  # (n, L, d): R_j(K)
-    known = ~np.isnan(bias[:lags])
-    exact, sketched = torch.from_numpy(np.square(bias[:lags])), beyond.sum(0).square().sum(1)
-    scale = torch.where(sketched > 0, exact / sketched, 1.0)
-    remainder = torch.einsum("ild,jld->lij", beyond, beyond) * scale[:, None, None]
-    whole = gradient @ gradient.T
-    inner = torch.einsum("ild,jd->lij", terms, gradient)
-    inner += ((torch.from_numpy(share[:lags].copy()) - inner.sum((1, 2))) / inner[0].numel())[:, None, None]
-    at = torch.tensor(full)
-
-    def of(gram: Tensor) -> Tensor:
-        return gram[..., at, :][..., at]
-
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = _ratio(of(remainder), of(whole), t)
-        bounds = np.full((2, steps), np.nan)
-        bounds[0, :lags], bounds[1, :lags] = np.sqrt(np.maximum(low, 0)), np.sqrt(np.maximum(high, 0))
-        bounds[:, :lags][:, ~known] = np.nan
-        if lags < steps and not np.isnan(bias[lags:]).any():  # nothing lies beyond the last lag
-            bounds[:, lags:] = bounds[:, lags - 1 : lags]
-        bounds = _with(bounds, bias)
-        shares = np.full((2, steps), np.nan)
-        shares[:, :lags] = np.stack(_ratio(of(inner), of(whole), t))
-        shares = _with(shares, share)
-        arriving = _with(_arriving(groups, full, t), log10_arriving)
-    told = np.flatnonzero(~np.isnan(bounds[1]))
+    level = max((each for each, moments in blocks.closed.items() if moments.count >= ENOUGH), default=1)
+    if level not in blocks.closed or blocks.closed[level].count < LEAST // 2:
+        return None  # batches that have no neighbours, of a run that was broken off
+    told = blocks.closed[level]
+    t = t_quantile(0.5 + LEVEL / 2, told.count - 1)
+    steps, lags = len(bias), min(len(bias), told.y.shape[1])
     found = {}
-    for level, point in horizon.items():
-        ends = [_crossing(row[told], level, told) for row in bounds]
-        if point is not None:  # what sampling noise adds to the measured value lies outside the interval of the truth
-            ends[0] = point if ends[0] is None else min(ends[0], point)
-            ends[1] = None if ends[1] is None else max(ends[1], point)
-        found[level] = (ends[0], ends[1])
-    return Intervals(LEVEL, n, groups.width, found, bounds, shares, arriving)
+    for epsilon, point in horizon.items():
+        mean, error = (each[0].numpy() for each in told.of_difference(epsilon**2))
+        # From the first K on from which no more than ε of the gradient lies beyond it: as far as can be seen, and for sure.
+        known = np.flatnonzero(~np.isnan(bias[:lags]))
+        low, high = (_stays(excess[known], known) for excess in (mean - t * error, mean + t * error))
+        if point is not None:  # noise that adds to the measured value is none of the truth's
+            low = point if low is None else min(low, point)
+            high = None if high is None else max(high, point)
+        found[epsilon] = (low, high)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bounds = told.of_ratio(t)[..., :lags]
+        each = t_quantile(0.5 + LEVEL / 2, blocks.arriving.count - 1)
+        arriving = 0.5 * np.log10(np.maximum(blocks.arriving.of_ratio(each), 0))
+    return Intervals(
+        level=LEVEL,
+        blocks=told.count,
+        batches=2**level,
+        horizon=found,
+        bias=_with(np.sqrt(np.maximum(_long(bounds[:, 0], steps), 0)), bias),
+        share=_with(_long(bounds[:, 1], steps), share),
+        log10_arriving=_with(_long(arriving, steps), log10_arriving),
+    )
 
 
-def _ratio(numerator: Tensor, denominator: Tensor, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of the ratio of two U-statistics, from Gram matrices (L, n, n) and (n, n)."""
-    (above, each_above), (below, each_below) = _pairs(numerator), _pairs(denominator)
-    ratio, each = above / below, each_above / each_below[None]
-    n = each.shape[1]
-    spread = t * (each.var(1, correction=0) * (n - 1)).sqrt()
-    if below <= 0:  # the gradient itself is not told from noise
-        return np.full(len(ratio), -np.inf), np.full(len(ratio), np.inf)
-    return (ratio - spread).numpy(), (ratio + spread).numpy()
-
-
-def _pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over pairs i ≠ j of (..., n, n), and the same without each of the groups (..., n)."""
-    n = gram.shape[-1]
-    own, rows = gram.diagonal(dim1=-2, dim2=-1), 0.5 * (gram.sum(-1) + gram.sum(-2))
-    off = gram.sum((-2, -1)) - own.sum(-1)
-    without = off[..., None] - 2 * (rows - own)
-    return off / (n * (n - 1)), without / ((n - 1) * (n - 2))
-
-
-def _arriving(groups: Groups, full: Sequence[int], t: float) -> np.ndarray:
-    """(2, T): of log10 of what arrives."""
-    squares, entering = groups.squares.mantissa[list(full)].numpy(), groups.entering[list(full)].numpy()
-    top = groups.squares.exponent.double().numpy() * np.log10(2)
-
-    def told(s: np.ndarray, e: np.ndarray) -> np.ndarray:
-        return 0.5 * (np.log10(s) + top - np.log10(e))
-
-    n = len(full)
-    centre = told(squares.sum(0), entering.sum(0))
-    each = told(squares.sum(0) - squares, entering.sum(0) - entering)
-    spread = t * np.sqrt((n - 1) * each.var(0))
-    return np.stack((centre - spread, centre + spread))
+def _long(bounds: np.ndarray, steps: int) -> np.ndarray:
+    """(2, lags) to (2, steps): beyond the last lag told lies nothing, or what is not told."""
+    return np.concatenate((bounds, np.zeros((2, steps - bounds.shape[1]))), axis=1)
 
 
 def _with(bounds: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Intervals (2, T) widened to the measured values."""
+    """Intervals (2, T) widened to the measured values; NaN where nothing was measured."""
     return np.stack((np.minimum(bounds[0], point), np.maximum(bounds[1], point)))
 
 
-def _crossing(bias: np.ndarray, level: float, lags: np.ndarray) -> int | None:
-    """The smallest K from which on the bias stays at or under the level; None where it does not."""
-    above = np.flatnonzero(~(bias <= level))
+def _stays(excess: np.ndarray, lags: np.ndarray) -> int | None:
+    """The smallest K from which on nothing is in excess; None where something is at the end."""
+    above = np.flatnonzero(~(excess <= 0))
     if not len(above):
         return int(lags[0]) if len(lags) else None
     return int(lags[above[-1] + 1]) if above[-1] + 1 < len(lags) else None
 
 
-def narrow(told: Intervals | None, horizon: dict[float, int | None], level: float, wanted: float) -> float | None:
+def narrow(told: Intervals | None, horizon: Mapping[float, int | None], level: float, wanted: float) -> float | None:
     """The horizon's relative half-width where it is at most `wanted` (or half a step), else None."""
     point = horizon.get(level)
     low, high = (None, None) if told is None else told.horizon[level]

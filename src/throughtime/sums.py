@@ -18,7 +18,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.flow import Sequence
 from throughtime.gates import GateSums
-from throughtime.intervals import Groups
+from throughtime.intervals import Block, Blocks, Moments, block_of
 from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.origin_step import Places
 from throughtime.scaled import EMPTY, Scaled
@@ -173,7 +173,7 @@ class LayerSums:
     batches: number of each batch → its sequences. told: lags told apart; by_hand: whether `max_lag` or memory set that.
     lacking: parameters of which autograd gave no gradient. sums: what is added as it stands, by name; by lag along the last
     axis, shorter ones padded. terms, tail: see `throughtime.reducers.lag_terms`, None where one sweep's ledger tells all.
-    first: the first sequence with a loss, and its batch.
+    first: the first sequence with a loss, and its batch. blocks: see `throughtime.intervals`, None of one batch.
     """
 
     about: About
@@ -192,11 +192,18 @@ class LayerSums:
     places: Places | None
     first: Sequence | None
     first_batch: int
-    groups: Groups | None
+    blocks: Blocks | None
 
     @property
     def sequences(self) -> int:
         return sum(self.batches.values())
+
+    def in_blocks(self) -> Blocks | None:
+        """Its blocks of batches; made here of a single one, which holds its terms already."""
+        if self.blocks is not None or self.terms is None or self.tail is None:
+            return self.blocks
+        squares, entering = self.scaled("adjoints.squares"), self.tensor("entering.squares")
+        return block_of(next(iter(self.batches)), self.terms, self.tail, squares, entering)
 
     def part(self, prefix: str) -> dict[str, Any]:
         """The sums whose names begin with this and a dot, without it."""
@@ -235,7 +242,7 @@ def merge(one: LayerSums, other: LayerSums) -> LayerSums:
         places=_both(early.places, late.places, lambda a, b: a + b),
         first=firsts[0].first if firsts else None,
         first_batch=firsts[0].first_batch if firsts else -1,
-        groups=_both(early.groups, late.groups, lambda a, b: a + b),
+        blocks=_both(early.in_blocks(), late.in_blocks(), lambda a, b: a + b),
     )
 
 
@@ -323,7 +330,10 @@ def _lot(batch: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 # --- plain numbers, for files and wires ------------------------------------------------------------------------------
 
-KINDS = {kind.__name__: kind for kind in (About, GateSums, Groups, LayerSums, Places, Row, Sample, Scaled, Sequence)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (About, Block, Blocks, GateSums, LayerSums, Moments, Places, Row, Sample, Scaled, Sequence)
+}
 KIND, ARRAY = "kind", "array"
 
 

@@ -12,6 +12,7 @@ from throughtime.diagnosis.finding import SEVERITIES, Finding
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.flow import Flow, LayerFlow
 from throughtime.report.dots import before_and_after
+from throughtime.report.headline import interval
 from throughtime.report.notation import arriving, lag_words, number
 from throughtime.report.picture import Curve, curve_of, supply_and_demand
 from throughtime.report.sentences import lines_to_paste, marked, spoken
@@ -188,7 +189,7 @@ def _reached(report: Report, layer: LayerFlow) -> str:
     farthest = needed_of(report, layer.name).farthest
     if farthest is None:
         window = layer.horizon.get(WINDOW)
-        return f"gradient horizon {window}" if window is not None else ""
+        return f"gradient horizon {window}{interval(layer)}" if window is not None else ""
     if farthest >= layer.steps:
         return f"at most {layer.steps - 1} steps"
     log10 = float(layer.log10_arriving[farthest])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def headline(report: Report) -> list[tuple[str, str]]:
-    """(label, sentence) in the order of the first screen; "after" only where it was measured."""
+    """(label, sentence) in the order of the first screen; "partial" of an interrupted run, "after" where it was measured."""
     layers = report.flow.layers
     several = len(layers) > 1
     lines = []
@@ -36,6 +36,8 @@ def headline(report: Report) -> list[tuple[str, str]]:
         )
     else:
         lines.append(("finding", _nothing_found(report)))
+    if report.flow.stream is not None and report.flow.stream.partial:
+        lines.append(("partial", f"This is a part of the data: {report.flow.stream.stopped}."))
     if report.verification is not None:
         lines.append(("after", after_sentence(report.verification)))
     return lines
@@ -96,10 +98,28 @@ def reached_sentence(layer: LayerFlow, need: Needed) -> str:
         text = f"More than 1 % of the gradient comes from beyond {last} steps{within}"
     else:
         count = "1 step" if horizon == 1 else f"{horizon} steps"
-        text = f"The gradient horizon is {count}{within} (what lies beyond changes the gradient by at most 1 %)"
+        text = f"The gradient horizon is {count}{within}{interval(layer)}"
+        text += " (what lies beyond changes the gradient by at most 1 %)"
     if need.farthest is None:
         return text + ". Enough or not depends on the task."
     return f"{text}; {arriving(layer, need.farthest)}."
+
+
+def interval(layer: LayerFlow, level: float = 0.01) -> str:
+    """The interval of the horizon in brackets, with the batches behind it; "" of a single batch."""
+    if layer.batches < 2:
+        return ""
+    told = layer.intervals
+    if told is None:
+        return f" ({layer.batches} batches)"
+    low, high = told.horizon[level]
+    if low is None:
+        ends = "beyond the lags told apart"
+    elif high is None:
+        ends = f"{low} or more"
+    else:
+        ends = f"{low}" if low == high else f"{low}–{high}"
+    return f" ({told.level:.0%} {ends}, {layer.batches} batches)".replace("%", " %", 1)
 
 
 def arriving(layer: LayerFlow, lag: int) -> str:

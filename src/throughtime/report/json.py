@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from throughtime.flow import QUANTILES, Flow, LayerFlow, Terms
+from throughtime.flow import QUANTILES, Flow, Intervals, LayerFlow, Terms
 from throughtime.report.missing import missing
 
 if TYPE_CHECKING:
@@ -37,9 +37,28 @@ def dumps(document: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=indent)
 
 
+def _intervals(told: Intervals) -> dict[str, Any]:
+    """Lower and upper bounds; null where there is none."""
+    return {
+        "level": told.level,
+        "blocks": told.blocks,
+        "batches": told.batches,
+        "horizon": {f"{level:g}": list(ends) for level, ends in told.horizon.items()},
+        "bias": [_list(bounds) for bounds in told.bias],
+        "share": [_list(bounds) for bounds in told.share],
+        "log10_arriving": [_list(bounds) for bounds in told.log10_arriving],
+    }
+
+
 def flow_to_dict(flow: Flow, network: bool = False) -> dict[str, Any]:
     """A flow without findings. network: with weights and one recorded sequence of each layer that holds torch's arrays."""
-    return {
+    stream = flow.stream
+    of_many = (
+        {}
+        if stream is None
+        else {"stream": {"batches": stream.batches, "stopped": stream.stopped, "partial": stream.partial}}
+    )
+    return of_many | {
         "schema": SCHEMA,
         "throughtime": flow.throughtime,
         "torch": flow.torch,
@@ -91,6 +110,10 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
         kept["external"] = layer.external
     if layer.external_by_lag is not None:
         kept["external_by_lag"] = _list(layer.external_by_lag)
+    if layer.batches > 1:
+        kept["batches"] = layer.batches
+    if layer.intervals is not None:
+        kept["intervals"] = _intervals(layer.intervals)
     return kept | {
         "name": layer.name,
         "cell": layer.cell,

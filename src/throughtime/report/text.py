@@ -59,7 +59,11 @@ def render_report(report: Report) -> RenderableType:
 
 def _layers(flow: Flow) -> list[RenderableType]:
     """A table for each layer, and a line for those of which nothing can be told."""
-    lines = [Text(f"{each.field.removeprefix('layers.')}: nothing to tell, {each.reason}") for each in flow.missing]
+    ended = [] if flow.stream is None else [Text(f"{flow.stream.batches} batches: {flow.stream.stopped}")]
+    lines = [
+        *ended,
+        *(Text(f"{each.field.removeprefix('layers.')}: nothing to tell, {each.reason}") for each in flow.missing),
+    ]
     return [*(render_layer(layer) for layer in flow.layers.values()), *lines]
 
 
