@@ -17,7 +17,7 @@ from throughtime import __version__
 from throughtime.books import Books, of_terms
 from throughtime.collect import LEVELS, Asked, collect, reducers
 from throughtime.errors import InputError
-from throughtime.explain import check_residual, external
+from throughtime.explain import check_residual, outside
 from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
@@ -53,7 +53,11 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
         lin = Linearization(trace, asked.derivative)
         used, terms = reducers(lin, asked), LagTerms(lin, told)
         sweep(lin, [terms, *used.all], 0, told - 1)
-        sums = collect(lin, used, asked, told, by_hand, batch, external(lin), copies)
+        sums = collect(lin, used, asked, told, by_hand, batch, copies)
+        if trace.external is not None:
+            round_outside = LagTerms(outside(lin), told)
+            sweep(round_outside.linearization, [round_outside], 0, told - 1)
+            sums.sums.update({f"external.{name}": value for name, value in round_outside.sums.items()})
     return replace(
         sums,
         terms=terms.scaled("terms"),
@@ -108,4 +112,7 @@ def _books(sums: LayerSums) -> Books:
         sums.steps,
         sums.told,
         LEVELS,
+        outside=(sums.scaled("external.terms"), sums.scaled("external.tail"))
+        if "external.terms" in sums.sums
+        else None,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from throughtime.flow import Array, Terms
-from throughtime.reducers.lag_terms import Row, flat
+from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.ledger import Ledger
 from throughtime.scaled import EMPTY, Scaled
 
@@ -19,7 +19,7 @@ from throughtime.scaled import EMPTY, Scaled
 class Books:
     """See the fields of the same names of `throughtime.flow.LayerFlow`. norms: ‖G(τ)‖² by ledger row (rows, T).
 
-    tail_share, tail_norm: of what lies beyond the lags told apart; 0 where there is nothing. reference: (W,) G, by ledger row.
+    tail_share, tail_norm: of what lies beyond the lags told apart; 0 where there is nothing.
     """
 
     parameters: Mapping[str, Terms]
@@ -33,10 +33,17 @@ class Books:
     norms: Scaled
     tail_share: float
     tail_norm: float
-    reference: Tensor
+    external: float | None = None
+    external_by_lag: Array | None = None
 
 
-def of_ledger(ledger: Ledger, given: Mapping[str, Tensor], tail_from: int | None) -> Books:
+def of_ledger(
+    ledger: Ledger,
+    given: Mapping[str, Tensor],
+    tail_from: int | None,
+    external: float | None,
+    external_by_lag: Array | None,
+) -> Books:
     """The books of one sweep. given: what autograd gave, by parameter."""
     parameters, residual, error = ledger.terms(given, tail_from)
     return Books(
@@ -51,7 +58,8 @@ def of_ledger(ledger: Ledger, given: Mapping[str, Tensor], tail_from: int | None
         norms=ledger.norms,
         tail_share=ledger.tail_share,
         tail_norm=ledger.tail_norm,
-        reference=flat(ledger.linearization, ledger.reference),
+        external=external,
+        external_by_lag=external_by_lag,
     )
 
 
@@ -66,11 +74,13 @@ def of_terms(
     steps: int,
     told: int,
     levels: Sequence[float],
+    outside: tuple[Scaled, Scaled] | None = None,
 ) -> Books:
     """The books of the terms G(τ) (W, lags) and the tail (W, 1), in the order of `rows`.
 
     given: (W,) what autograd gave. lacking: parameters of which it gave none. low: whether its rounding is too coarse for a
-    reference. reach: lags that any origin has. told: lags told apart, of `steps`.
+    reference. reach: lags that any origin has. told: lags told apart, of `steps`. outside: terms and tail of what came round
+    outside the layer.
     """
     tail_from = told if told < reach else None
     last = min(told, reach) - 1
@@ -152,8 +162,20 @@ def of_terms(
         norms=Scaled(_wide(of_rows.mantissa, steps, 0.0), _wide(of_rows.exponent, steps, EMPTY)),
         tail_share=float((reference @ rest) / whole) if whole else float("nan"),
         tail_norm=rest_norm,
-        reference=reference,
+        external=None if outside is None else float(reference @ _whole(*outside) / whole) if whole else float("nan"),
+        external_by_lag=None if outside is None else _outside_by_lag(*outside, reference, steps),
     )
+
+
+def _whole(terms: Scaled, tail: Scaled) -> Tensor:
+    return terms.value().sum(1) + tail.value()[:, 0]
+
+
+def _outside_by_lag(terms: Scaled, tail: Scaled, reference: Tensor, steps: int) -> np.ndarray:
+    """(T,) its share of G by lag; NaN beyond the lags told apart where there is something."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = (reference @ terms.value()).numpy() / float(reference.square().sum())
+    return _long(share, steps, np.nan if tail.value().any() else 0.0)
 
 
 def _norm(parts: Sequence[Tensor]) -> float:

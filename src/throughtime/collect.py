@@ -79,12 +79,9 @@ def collect(
     told: int,
     by_hand: bool,
     batch: int = 0,
-    external: Mapping[str, Tensor] | None = None,
     copies: int = 1,
 ) -> LayerSums:
     """The sums of a swept trace. told: lags told apart; by_hand: whether that was asked for. batch: its number.
-
-    external: what the part of the gradient that came round outside the layer gives the weights, where there is one.
     copies: see `throughtime.accumulate.accumulate`.
     """
     trace, cell = lin.trace, lin.trace.cell
@@ -111,8 +108,6 @@ def collect(
     if not cell.compound:
         parts["units"] = units.told(lin, inside)
     sums |= {f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()}
-    if external is not None:
-        sums["external"] = flat(lin, dict(external))
     origins = trace.origins()
     return LayerSums(
         about=_about(lin),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from throughtime import __version__
@@ -88,11 +90,12 @@ def check_residual(layer: LayerFlow) -> None:
 def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
     lin = Linearization(trace, asked.derivative)
-    ledger, used = Ledger(lin, reference(lin), asked.bias, LEVELS), reducers(lin, asked)
+    whole = reference(lin)
+    ledger, used = Ledger(lin, whole, asked.bias, LEVELS), reducers(lin, asked)
     first = sweep(lin, [ledger, *used.all], asked.tolerance, asked.max_lag, progress)
     by_hand = first is not None and first - 1 == asked.max_lag
-    sums = collect(lin, used, asked, first or trace.steps, by_hand, external=external(lin), copies=copies)
-    return finish(sums, of_ledger(ledger, trace.weight_gradients, first), asked, first)
+    sums = collect(lin, used, asked, first or trace.steps, by_hand, copies=copies)
+    return finish(sums, of_ledger(ledger, trace.weight_gradients, first, *_external(lin, whole, asked)), asked, first)
 
 
 def reference(lin: Linearization) -> dict[str, torch.Tensor]:
@@ -106,11 +109,6 @@ def reference(lin: Linearization) -> dict[str, torch.Tensor]:
     return totals if low else totals | dict(trace.weight_gradients)
 
 
-def external(lin: Linearization) -> dict[str, torch.Tensor] | None:
-    """What the part of the gradient that came round outside the layer gives the weights; None where there is none."""
-    return None if lin.trace.external is None else _terms(lin, lin.trace.external)
-
-
 def _terms(lin: Linearization, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a gradient (T, B, C) at the carries gives the weights, by one plain sweep."""
     trace = lin.trace
@@ -121,3 +119,23 @@ def _terms(lin: Linearization, gradient: torch.Tensor) -> dict[str, torch.Tensor
         exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         stream(lin, rows, exponent, origins.cpu(), [sums])
     return sums.total()
+
+
+def _external(
+    lin: Linearization, reference: dict[str, torch.Tensor], asked: Asked
+) -> tuple[float | None, np.ndarray | None]:
+    """The share of G that came round outside the layer, and the same by lag (T,)."""
+    if lin.trace.external is None:
+        return None, None
+    made = _terms(lin, lin.trace.external)
+    inner = sum(float((made[name].double() * whole.double()).sum()) for name, whole in reference.items())
+    size = sum(float(whole.double().square().sum()) for whole in reference.values())
+    shares = Ledger(outside(lin), reference, bias="horizon", levels=())
+    sweep(shares.linearization, [shares], asked.tolerance, asked.max_lag)
+    return (inner / size if size else float("nan")), shares.share()
+
+
+def outside(lin: Linearization) -> Linearization:
+    """The same layer, with that part of the gradient alone that came round outside it."""
+    assert lin.trace.external is not None
+    return Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative)

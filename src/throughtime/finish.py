@@ -76,7 +76,8 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
         reverse=about.reverse,
         inner=about.inner,
         module=about.module,
-        external=_external(sums, books),
+        external=books.external,
+        external_by_lag=books.external_by_lag,
         weights={} if about.compound else {name: value.numpy() for name, value in sums.weights.items()},
         batches=len(sums.batches),
         intervals=intervals_of(sums, books),
@@ -139,15 +140,6 @@ def _sequence(sums: LayerSums) -> Sequence | None:
         log10_norm=longer(first.log10_norm, np.nan),
         log10_arriving_total=longer(first.log10_arriving_total, np.nan),
     )
-
-
-def _external(sums: LayerSums, books: Books) -> float | None:
-    """The share of G that came round outside the layer."""
-    if "external" not in sums.sums:
-        return None
-    made = sums.tensor("external")
-    size = float(books.reference.square().sum())
-    return float(made @ books.reference) / size if size else float("nan")
 
 
 def _missing(sums: LayerSums, layer: LayerFlow, asked: Asked) -> list[Missing]:

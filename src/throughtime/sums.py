@@ -339,6 +339,8 @@ KIND, ARRAY = "kind", "array"
 
 def plain(value: Any) -> Any:
     """The same as dicts, lists, numbers, strings and tensors, which torch.load(weights_only=True) reads."""
+    if isinstance(value, Scaled):
+        return {KIND: "Scaled", "mantissa": value.mantissa, "exponent": value.exponent}
     if is_dataclass(value) and not isinstance(value, type):
         return {KIND: type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, np.ndarray):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.reducers.products import add_outer, entries, grouped, outer
+from throughtime.reducers.products import add_terms, entries, grouped, outer
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import EMPTY, Scaled
+from throughtime.scaled import EMPTY, Scaled, power_of_two
 
 AT_ONCE = 2**20  # numbers of G(τ) of several lags that may be made at once
 
@@ -78,15 +78,15 @@ class LagTerms(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        made = [group.factors(block) for group in self.groups]
         if self.open is not None or not block.last:  # rows of one lag in several blocks: added up first
-            terms = self.open or [None] * len(made)
-            self.open = [add_outer(term, *factors) for term, factors in zip(terms, made, strict=True)]
+            terms = self.open or [None] * len(self.groups)
+            self.open = [add_terms(group, block, term) for group, term in zip(self.groups, terms, strict=True)]
             if not block.last:
                 return
             parts, self.open = self.open, None
             self._put(block.lags, parts, block.common)
             return
+        made = [group.factors(block) for group in self.groups]
         room = max(1, AT_ONCE // max(1, self.scaled("terms").mantissa.shape[0]))
         for first in range(0, len(block.lags), room):
             at = slice(first, first + room)
@@ -94,19 +94,29 @@ class LagTerms(Reducer):
             self._put(block.lags[at], parts, block.common[at])
 
     def _put(self, lags: Tensor, parts: list[Tensor], exponent: Tensor) -> None:
-        columns = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1).T
-        self.scaled("terms").add_at(lags, columns, exponent)
+        """Into the columns of these lags, at once: they are too large to wait as other sums do."""
+        made = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1).T.double().cpu()
+        _add(self.scaled("terms"), lags.cpu(), made, exponent.long().cpu())
 
     def tail(self, block: Block) -> None:
         made = [group.factors(block) for group in self.groups]
         tail = self.scaled("tail")
         for place in range(len(block.common)):
             parts = [outer(p[:, place], None if x is None else x[place]).flatten() for p, x in made]
-            tail.add_at(torch.zeros(1, dtype=torch.int64), torch.cat(parts)[:, None], block.common[place : place + 1])
+            made_here = torch.cat(parts)[:, None].double().cpu()
+            _add(tail, torch.zeros(1, dtype=torch.int64), made_here, block.common[place : place + 1].long().cpu())
 
     def finish(self) -> dict[str, np.ndarray]:
         """ "terms" (W, lags) and "tail" (W, 1)."""
         return {name: self.scaled(name).value().numpy() for name in self.sums}
+
+
+def _add(sums: Scaled, lags: Tensor, value: Tensor, exponent: Tensor) -> None:
+    """Add value (W, L) · 2^exponent (L,) to these columns."""
+    mantissa, power = sums.mantissa, sums.exponent
+    new = torch.maximum(power[lags], exponent)
+    mantissa[:, lags] = mantissa[:, lags] * power_of_two(power[lags] - new) + value * power_of_two(exponent - new)
+    power[lags] = new
 
 
 def columns(count: int, lags: int) -> Scaled:
