@@ -1,5 +1,6 @@
 """Loaders of any size: what is told, where it ends, and that it goes on where it was broken off."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,17 +9,21 @@ import textwrap
 import time
 from dataclasses import replace
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import throughtime as tt
 from test_accumulate import same
 from test_diagnose import same as alike
 from test_diagnose import state
+from throughtime import cli
 from throughtime import stream as module
 from throughtime.errors import InputError
+from throughtime.report.json import schema
 from throughtime.statefile import digest
 
 
@@ -127,7 +132,6 @@ def test_a_horizon_that_is_known_ends_it():
             yield from data(1, seed=seed, size=50)
 
     flow = tt.diagnose(net().eval(), endless(), error, stop_when=0.5).flow
-    print(flow.stream)
     low, high = flow.layers["rnn"].intervals.horizon[0.01]
     assert flow.stream.batches == flow.layers["rnn"].batches == len(drawn)
     assert flow.stream.batches in module.LOOKS
@@ -341,7 +345,7 @@ def test_what_comes_round_outside_is_added_up():
         tt.diagnose(model, given, lambda model, batch: model(batch)).flow.layers["cell"]
         for given in (iter(batches), torch.cat(batches, dim=1))
     )
-    assert wanted.external > 1e-3
+    assert abs(wanted.external) > 1e-3
     assert np.nansum(wanted.external_by_lag) == pytest.approx(wanted.external)
     same(got, wanted)
 
@@ -355,3 +359,58 @@ def test_bidirectional_batches_are_judged_by_their_own_input():
     wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss).flow
     for name, each in wanted.layers.items():
         same(got.layers[name], each)
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_tells_batches_and_intervals():
+    report = tt.diagnose(net().eval(), data(16, size=60), error, stop_when=None)
+    document = report.to_dict()
+    jsonschema.validate(document, schema())
+    told = document["layers"][0]["intervals"]
+    assert document["stream"] == {"batches": 16, "stopped": "all batches were read", "partial": False}
+    assert (document["layers"][0]["batches"], told["blocks"], told["batches"]) == (16, 8, 2)
+    low, high = told["horizon"]["0.01"]
+    assert low <= document["layers"][0]["horizon"]["0.01"] <= high
+    reached = dict(report.headline())["reached"]
+    assert f"(95 % {low}–{high}, 16 batches)" in reached or f"(95 % {low}, 16 batches)" in reached
+    for name in ("bias", "share"):
+        points = np.array(document["layers"][0][name], dtype=float)
+        lower, upper = np.array(told[name], dtype=float)
+        assert (lower <= points).all()
+        assert (points <= upper).all()
+
+
+def test_one_batch_tells_nothing_of_batches():
+    document = tt.diagnose(net().eval(), data(1), error).to_dict()
+    assert "stream" not in document
+    assert not {"batches", "intervals"} & set(document["layers"][0])
+
+
+def test_a_part_of_the_data_is_called_so():
+    report = tt.diagnose(net(), interrupting(5), error)
+    assert dict(report.headline())["partial"] == "This is a part of the data: interrupted after 5 batches."
+    jsonschema.validate(report.to_dict(), schema())
+
+
+def test_the_command_line_streams(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    given = ["diagnose", "test_stream:Float", "--data", "test_stream:float_data", "--loss", "test_stream:error"]
+    given += ["--format", "json", "--fail-on", "never", "--resume", "state.pt", "--all-batches"]
+    first = CliRunner().invoke(cli.main, [*given, "--limit", "3"])
+    whole = CliRunner().invoke(cli.main, given)
+    assert (first.exit_code, whole.exit_code) == (0, 0), whole.output
+    assert [json.loads(each.stdout)["stream"]["batches"] for each in (first, whole)] == [3, 10]
+    refused = CliRunner().invoke(cli.main, [*given[:-3], "--resume", "nowhere/state.pt"])
+    assert refused.exit_code == 2
+    assert "nowhere" in refused.stderr
+
+
+class Float(Net):
+    """As the command line makes it: of float32."""
+
+
+def float_data():
+    return [(x.float(), y.float()) for x, y in data(10)]

@@ -68,6 +68,12 @@ class Streaming:
             raise InputError(f"engine={self.engine!r}", f"one of {', '.join(NAMES)}", "use engine='serial'")
         if self.stop_when is not None and not self.stop_when > 0:
             raise InputError(f"stop_when={self.stop_when}", "a number above 0, or None", "use stop_when=0.1")
+        if self.resume is not None and not Path(self.resume).resolve().parent.is_dir():
+            raise InputError(
+                f"resume={str(self.resume)!r} in a folder that does not exist",
+                "a file in a folder that does",
+                "create the folder, or give another path",
+            )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers={self.workers}", "1 or more", "leave it out to use every core")
 
