@@ -714,7 +714,7 @@ def test_a_module_of_the_current_folder_is_found_and_stdout_is_the_document(fold
     assert done.returncode == 0, done.stderr
     jsonschema.validate(json.loads(done.stdout), schema())
     assert "throughtime: loading …" in done.stderr
-    assert "throughtime: sweep of rnn …" in done.stderr
+    assert "throughtime: batches …" in done.stderr
     assert "Warning" not in done.stderr
 
 

@@ -277,9 +277,9 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
         fails = min_horizon is not None and reached < min_horizon
         short |= fails
         told = f"more than {reached}" if horizon is None else str(horizon)
-        told += interval(layer, float(level))
         wanted = "" if min_horizon is None else f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}"
         wanted += " as far as lags were told apart: raise --max-lag" if fails and horizon is None else ""
+        wanted += interval(layer, float(level)) if layer.intervals is not None else ""
         click.echo(f"{name}: gradient horizon({level}) {told} steps, residual {layer.residual:.1e}{wanted}")
     for finding in report.findings:
         weight = "note" if finding.preview else finding.severity
