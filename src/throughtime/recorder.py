@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -28,6 +29,7 @@ from throughtime.elementwise import MIXING
 from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.graph import LONG, hold
 from throughtime.hooks import Edges, edge_of, hook, targets_of
 from throughtime.layers import recurrent_layers
 from throughtime.recurrent import Recurrent, scan
@@ -60,6 +62,7 @@ class Record:
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
         self._edges = Edges()
+        self._tops: list[Node | None] = []
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -85,6 +88,9 @@ class Record:
         for ways in self._ways.values():
             ways.close()
         self._edges.clear()
+        if sum(call.form.steps(call.x) for call in self.calls) > LONG:
+            hold(self._tops)
+        self._tops.clear()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
             call.origins.clear()
@@ -159,6 +165,7 @@ class Record:
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
+        self._tops += [result.grad_fn for result in made]
         self._handles += hook(call, made, targets, stops)
 
     def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
