@@ -282,8 +282,8 @@ class Record:
         around = "an operation between its states and its later inputs could not run again on its part of the gradient"
         lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
         anew = (
-            "a state went into a second call, or by a way that is not followed (products, sums and torch.where are): "
-            "lags begin anew there"
+            "a state went into a second call, or by a way that is not followed (masks, sums, mixtures and torch.where are): "
+            "what came back by it entered as a gradient of its own, and its lags begin anew there"
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
