@@ -161,6 +161,8 @@ class LayerFlow:
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
     None where nothing does, and in parts of a stack (the whole tells it); its lags are counted from where it enters again.
+    opposite: of a whole told in both directions, the flow that holds the other sign of the offset, None elsewhere; index i of
+    the reverse one is i steps ahead, and its index 0 is empty but for the adjoints.
     module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
     """
 
@@ -200,6 +202,7 @@ class LayerFlow:
     external: float | None = None
     module: str = ""
     inner: bool = False
+    opposite: str | None = None
     sequence: Sequence | None = field(default=None, repr=False)
 
     @property

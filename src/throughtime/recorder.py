@@ -31,7 +31,8 @@ from throughtime.errors import InputError, RecordError, ThroughtimeError, Unsupp
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import traces_of
+from throughtime.runs import Run, traces_of
+from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 
 _FUSED: dict[Any, Cell] = {
@@ -256,6 +257,14 @@ class Record:
         ways = self._ways.get(layer)
         return [replace(trace, external=None) for trace in whole] if ways is not None and ways.lost else whole
 
+    def series(self) -> list[Series]:
+        """What must be told by signed offset: `throughtime.series`. Raises as `traces` does."""
+        runs = [run for name in self.layers for run in self._runs_of(name)]
+        return [each for run in runs if (each := series_of(run)) is not None]
+
+    def _runs_of(self, layer: str) -> list[Run]:
+        return runs_of([call for call in self.calls if call.layer == layer and call.passes])
+
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
 
@@ -264,7 +273,7 @@ class Record:
         """
         from throughtime.explain import explain
 
-        flow = explain(self.traces(), **options)
+        flow = explain(self.traces(), series=self.series(), **options)
         again = {
             call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
         } - set(self.unreached)

@@ -200,6 +200,17 @@ def flipped(value: Tensor, lengths: Tensor | None) -> Tensor:
 
 def traces_of(run: Run) -> list[Trace]:
     """The run's traces: of a stack the whole first, then each layer and direction from the lowest."""
+    form, told = run.form, parts_of(run)
+    for part in told:
+        part.check_finite()
+    if form.layers == 1:
+        return told
+    whole = [_whole(run, told)] if form.directions == 1 else []
+    return [*whole, *(replace(part, external=None) for part in told)]  # what comes from above has more of it
+
+
+def parts_of(run: Run) -> list[Trace]:
+    """The trace of each layer and direction, from the lowest, the forward direction first."""
     form = run.form
     parts: dict[tuple[int, int], Trace] = {}
     above = run.at_output
@@ -214,13 +225,7 @@ def traces_of(run: Run) -> list[Trace]:
                 below += flipped(sent, run.lengths) if direction else sent
         if below is not None:
             above = below * run.masks[layer - 1] if run.masks else below
-    told = [part for _, part in sorted(parts.items())]
-    for part in told:
-        part.check_finite()
-    if form.layers == 1:
-        return told
-    whole = [_whole(run, told)] if form.directions == 1 else []
-    return [*whole, *(replace(part, external=None) for part in told)]  # what comes from above has more of it
+    return [part for _, part in sorted(parts.items())]
 
 
 def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
@@ -235,22 +240,19 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     width = output.shape[-1] // form.directions
     output = output[..., direction * width : (direction + 1) * width]
     if direction:
-        into, output, at_output = (flipped(value, run.lengths) for value in (into, output, at_output))
+        into, output = (flipped(value, run.lengths) for value in (into, output))
     initial = torch.cat([state[place] for state in run.initial], dim=-1)
     w = Weights(**weights)
     carries = run.carries
     if carries is None:
         carries = _carries(run, w, into, output, place)
-    gradient = into.new_zeros(*into.shape[:2], initial.shape[-1])
-    gradient[..., :width] = at_output
+    gradient = at_carries(run, layer, direction, at_output, initial.shape[-1])
     outside = torch.zeros_like(gradient) if run.external or run.external_output is not None else None
     if outside is not None and run.external_output is not None and layer == form.layers - 1:
         entered = run.external_output[..., direction * width : (direction + 1) * width]
         outside[..., :width] = flipped(entered, run.lengths) if direction else entered
     sequences = torch.arange(into.shape[1], device=into.device)
     last = into.shape[0] - 1 if run.lengths is None else run.lengths - 1
-    for step, states in run.at_states.items():
-        gradient[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
     for step, states in run.external.items():
         assert outside is not None
         outside[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
@@ -295,6 +297,19 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         noise=noise,
         external=outside,
     )
+
+
+def at_carries(run: Run, layer: int, direction: int, at_output: Tensor, width: int) -> Tensor:
+    """(T, B, C) what enters at the carries of a layer and direction, in its own time: at_output (T, B, H), in the run's
+    time, and what the run says of its states. width: C."""
+    gradient = at_output.new_zeros(*at_output.shape[:2], width)
+    gradient[..., : at_output.shape[-1]] = flipped(at_output, run.lengths) if direction else at_output
+    sequences = torch.arange(gradient.shape[1], device=gradient.device)
+    last = len(gradient) - 1 if run.lengths is None else run.lengths - 1
+    place = layer * run.form.directions + direction
+    for step, states in run.at_states.items():
+        gradient[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
+    return gradient
 
 
 def _carries(run: Run, w: Weights, into: Tensor, output: Tensor, place: int) -> Tensor:

@@ -18,6 +18,7 @@ from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import Record, record
 from throughtime.remedies import Remedy, treating
+from throughtime.series import Series
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, as_batches, as_step, untouched
 from throughtime.verify import Verification, verify
@@ -87,6 +88,7 @@ def measure(
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model."""
     by_layer: dict[str, list[Trace]] = {}
+    series: list[Series] = []
     names: list[str] = []
     with untouched(model):
         for done, batch in enumerate(batches):
@@ -107,6 +109,7 @@ def measure(
                 torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
             for trace in _traces(rec):
                 by_layer.setdefault(trace.name, []).append(trace)
+            series += rec.series()
     reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
     unreached = [name for name in names if name not in reached]
     if unreached and layers is not None:
@@ -115,7 +118,7 @@ def measure(
     def tell(done: int, of: int, name: str) -> None:
         progress(done, of, f"sweep of {name}")
 
-    flow = explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
+    flow = explain([joined(traces) for traces in by_layer.values()], series=series, progress=tell, **options)
     independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
     return replace(flow, missing=(*flow.missing, *independent))
 
