@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,9 @@ import throughtime as tt
 from throughtime.chains import runs_of
 from throughtime.flow import LayerFlow
 from throughtime.offsets import Offsets
+from throughtime.report.json import schema
 from throughtime.series import stack_of
+from throughtime.total import total_of
 
 T, B, D, H = 6, 3, 3, 4
 LENGTHS = torch.tensor([6, 5, 2])
@@ -255,15 +258,138 @@ def test_a_stack_in_one_direction_is_told_the_same_both_ways(kind, packed):
         )
         entering = 0.5 * (torch.log10(offsets.entered).numpy() - pairs)[T - 1 :]
         np.testing.assert_allclose(entering, whole.entering, atol=1e-10)
-    norms_of = offsets_norms(series)
-    for name, terms in whole.parameters.items():
-        np.testing.assert_allclose(norms_of[name][T - 1 :], terms.log10_norm, atol=1e-10)
-
-
-def offsets_norms(series) -> dict[str, np.ndarray]:
-    from throughtime.total import total_of
-
-    references = [(part.trace.weight_gradients, "") for part in series.parts]
     given = [part.trace.weight_gradients for part in series.parts]
-    (flow,) = total_of([series], references, given, (0.1, 0.01), None)
-    return {name: np.concatenate([np.zeros(T - 1), terms.log10_norm]) for name, terms in flow.parameters.items()}
+    (told,) = total_of([series], [(each, "") for each in given], given, (0.1, 0.01, 0.001), None)
+    for name, terms in whole.parameters.items():
+        np.testing.assert_allclose(told.parameters[name].log10_norm, terms.log10_norm, atol=1e-10)
+    np.testing.assert_allclose(told.bias, whole.bias, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(told.cosine, whole.cosine, rtol=1e-9)
+    np.testing.assert_allclose(told.cancellation, whole.cancellation, rtol=1e-10)
+    assert told.horizon == whole.horizon
+    assert told.opposite is None
+
+
+@every_shape
+def test_bias_and_cosine_of_the_window_to_both_sides(shape):
+    flow, sums = recorded(shape)[0], truth(shape)
+    past, ahead = flow.layers["rnn"], flow.layers["rnn_reverse"]
+    names = list(past.parameters)
+    zeros = {name: torch.zeros_like(value) for (name, _), value in sums.items()}
+
+    def within(least: int, most: int) -> Tensor:
+        parts = {name: zeros[name].clone() for name in names}
+        for (name, offset), value in sums.items():
+            if least <= abs(offset) <= most:
+                parts[name] += value
+        return torch.cat([parts[name].flatten() for name in names])
+
+    whole = within(0, T)
+    for window in range(T):
+        kept, cut = within(0, window), within(window + 1, T)
+        np.testing.assert_allclose(past.bias[window], float(cut.norm() / whole.norm()), **CLOSE)
+        cosine = float(kept @ whole / kept.norm() / whole.norm())
+        np.testing.assert_allclose(past.cosine[window], cosine, rtol=1e-7)
+    for level, told in past.horizon.items():
+        above = [window for window in range(T) if past.bias[window] > level]
+        assert told == (above[-1] + 1 if above else 0)
+    assert np.isnan(ahead.bias).all()
+    assert past.horizon_told
+    assert not ahead.horizon_told
+
+
+def test_adjoints_by_offset_are_those_that_the_states_carry():
+    """By autograd: what each loss step gives the state as the next step of the same layer and direction reads it."""
+    torch.manual_seed(0)
+    layer, (x, directions, _) = nn.GRU(D, H, 2, bidirectional=True).double(), drawn()
+    with tt.record(layer) as record:
+        (layer(x)[0] * directions).sum().backward()
+    flow = record.flow(demand=False)
+    squares = np.zeros((T, T))
+    into = list(x.unsqueeze(1))
+    carried: list[tuple[int, bool, Tensor]] = []
+    for depth in range(2):
+        sides = []
+        for direction in range(2):
+            end = f"_l{depth}{'_reverse' if direction else ''}"
+            weights = [getattr(layer, kind + end).detach() for kind in KINDS[:4]]
+            state, made = torch.zeros(1, B, H, dtype=x.dtype), {}
+            for k in reversed(range(T)) if direction else range(T):
+                made[k], state = torch.gru(into[k], state.clone(), weights, True, 1, 0.0, False, False, False)
+                made[k] = made[k].clone()
+                state = state.clone().requires_grad_()
+                carried.append((k, depth == 1, state))
+            sides.append(made)
+        into = [torch.cat([side[k] for side in sides], dim=-1) for k in range(T)]
+    entering = directions.reshape(T, B, 2, H)
+    for t in range(T):
+        grads = torch.autograd.grad(
+            (into[t] * directions[t]).sum(), [state for *_, state in carried], retain_graph=True, allow_unused=True
+        )
+        places = {}
+        for (k, top, _), grad in zip(carried, grads, strict=True):
+            side = places.get((k, top), 0)
+            places[k, top] = side + 1
+            value = torch.zeros(B, H, dtype=x.dtype) if grad is None else grad[0]
+            if top and k == t:
+                value = value + entering[t, :, side]
+            squares[t, k] += float(value.square().sum())
+    for offset in range(1 - T, T):
+        pairs = [squares[t, t - offset] for t in range(T) if 0 <= t - offset < T]
+        told = flow.layers["rnn" if offset >= 0 else "rnn_reverse"].adjoint.log10_norm[abs(offset)]
+        np.testing.assert_allclose(10**told, np.sqrt(np.sum(pairs) / (B * len(pairs))), rtol=1e-9)
+
+
+def stack(steps: int = 12, **options) -> tt.Record:
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H, 2, bidirectional=True)
+    with tt.record(layer) as record:
+        layer(torch.randn(steps, 32, D))[0].square().sum().backward()
+    return record
+
+
+def test_what_is_not_told_says_why():
+    document = stack().flow().to_dict()
+    jsonschema.validate(document, schema())
+    for layer in document["layers"][:2]:
+        reasons = {each["field"]: each["reason"] for each in layer["missing"]}
+        assert all("each layer" in reasons[field] for field in ("paths", "hops", "signal_to_noise", "units", "gates"))
+    assert document["layers"][1]["opposite"] == "rnn"
+    assert document["layers"][0]["demand"]["z"]
+    assert document["layers"][2]["demand"] is None
+
+
+def test_without_the_terms_of_all_offsets_shares_stay(monkeypatch):
+    whole = stack().flow(demand=False)
+    monkeypatch.setattr("throughtime.total.TERMS", 1000)
+    flow = stack().flow(demand=False)
+    for name in ("rnn", "rnn_reverse"):
+        np.testing.assert_allclose(flow.layers[name].share, whole.layers[name].share, atol=1e-6)
+        assert all(np.isnan(terms.log10_norm).all() for terms in flow.layers[name].parameters.values())
+    assert flow.layers["rnn"].residual < 1e-5
+    assert not flow.layers["rnn"].horizon_told
+    assert "%" in str(flow.diagnose()).partition("rnn_reverse")[0]
+
+
+def test_what_would_take_long_is_told_only_when_asked(monkeypatch):
+    monkeypatch.setattr("throughtime.explain.COST", 1000)
+    record = stack()
+    flow = record.flow()
+    assert "rnn" not in flow.layers
+    assert flow.layers["rnn.l1"].demand is not None
+    assert any(each.field == "layers.rnn" and "total=True" in each.reason for each in flow.missing)
+    assert "rnn" in record.flow(total=True).layers
+    monkeypatch.undo()
+    assert "rnn" not in record.flow(total=False).layers
+
+
+def test_batches_together_are_one_whole():
+    torch.manual_seed(0)
+    layer, loss = nn.GRU(D, H, 2, bidirectional=True).double(), lambda model, x: model(x)[0].sin().sum()
+    batches = [torch.randn(T, 2, D, dtype=torch.float64), torch.randn(T, 3, D, dtype=torch.float64)]
+    apart = tt.diagnose(layer, batches, loss).flow.layers
+    together = tt.diagnose(layer, torch.cat(batches, dim=1), loss).flow.layers
+    for name in ("rnn", "rnn_reverse"):
+        np.testing.assert_allclose(apart[name].share, together[name].share, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(apart[name].adjoint.log10_norm, together[name].adjoint.log10_norm, atol=1e-10)
+        assert apart[name].batch == 5
+    np.testing.assert_allclose(apart["rnn"].bias, together["rnn"].bias, rtol=1e-9)

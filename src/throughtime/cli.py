@@ -218,6 +218,13 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
     short = False
     for name, layer in report.flow.layers.items():
+        if not layer.horizon_told:
+            why = next(each.reason for each in layer.missing if each.field == "horizon")
+            fails = min_horizon is not None and not layer.reverse  # the other side's flow tells the window of both
+            short |= fails
+            told = f"not told ({why}), residual {layer.residual:.1e}{': FAILED' if fails else ''}"
+            click.echo(f"{name}: gradient horizon({level}) {told}")
+            continue
         horizon = layer.horizon[float(level)]
         # Without one the bias stays above ε as far as lags are told apart: the horizon lies beyond them.
         beyond = layer.steps if layer.tail is None else layer.tail.first_lag - 1

@@ -222,6 +222,11 @@ class LayerFlow:
             return log10_norm - (self.adjoint.log10_norm[0] if self.entering is None else self.entering)
 
     @property
+    def horizon_told(self) -> bool:
+        """Whether the gradient horizon was measured here; None in `horizon` then means that it lies beyond the last lag."""
+        return not any(each.field == "horizon" for each in self.missing)
+
+    @property
     def attribute(self) -> str:
         """The layer's name in the model; "" when the model is the layer itself."""
         return "" if self.bare else self.module or self.name

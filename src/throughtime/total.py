@@ -19,6 +19,8 @@ from throughtime.trace import Trace, ends_of
 COST = 1e12
 """Multiplications above which a whole is told only where it is asked for: about two minutes on one core."""
 REVERSE = "_reverse"
+FLOOR = -280.0
+"""log10 of what is still told: from there on numbers may have left the range of floats."""
 
 
 def cost(series: list[Series]) -> float:
@@ -79,6 +81,7 @@ class _Told:
         self.squares = [block.square().sum((1, 2)).cpu() for sums in offsets.sums for block in sums.blocks]
         self.whole = torch.cat(self.squares).sum()
         self.inner = torch.cat([sums.inner.cpu() for sums in offsets.sums])
+        self.vanished = False
         self.residuals: list[float] = []
         self.errors: list[float] = []
 
@@ -153,7 +156,17 @@ class _Told:
     def _norm(self, rows: list[int]) -> Array:
         if self.norms is None:
             return np.full(2 * self.steps - 1, np.nan)
-        return 0.5 * self.norms.rows(rows).total().log10()
+        return self._in_range(0.5 * self.norms.rows(rows).total().log10())
+
+    def _in_range(self, log10: Array) -> Array:
+        """NaN from the first offset on, to either side, at which a number is too small to be told from zero."""
+        out, middle = log10.copy(), self.steps - 1
+        for side in (out[middle:], out[middle::-1]):  # views
+            small = np.flatnonzero(np.isfinite(side) & (side < FLOOR))
+            if len(small):
+                side[small[0] :] = np.nan
+                self.vanished = True
+        return out
 
     def _flow(self, name: str, parameters: Mapping[str, Terms], reverse: bool) -> LayerFlow:
         first, steps = self.series[0], self.steps
@@ -162,7 +175,7 @@ class _Told:
         with np.errstate(divide="ignore", invalid="ignore"):
             count = np.log10(np.where(self.offsets.pairs.numpy() > 0, self.offsets.pairs.double().numpy(), np.nan))
             entered = 0.5 * (np.log10(self.offsets.entered.numpy()) - count)
-        adjoint = 0.5 * (self.offsets.squares.log10() - count)
+        adjoint = self._in_range(0.5 * (self.offsets.squares.log10() - count))
         nothing = np.full(steps, np.nan)
         bias, cosine, horizon, cancellation = self._window()
         missing = self._missing(reverse)
@@ -277,6 +290,11 @@ class _Told:
         fields = ("initial_state", "paths", "hops", "signal_to_noise", "units", "gates", "adjoint.by_state")
         missing = [Missing(field, layers) for field in fields]
         missing += [Missing("share", why) for why in self.reasons]
+        if self.vanished:
+            missing += [
+                Missing(field, f"less than 1e{FLOOR:g}, no longer told from zero")
+                for field in ("adjoint", "parameters")
+            ]
         if self.norms is None:
             many = f"the terms of all offsets would be more than {TERMS:.2g} numbers"
             missing += [Missing(field, many) for field in ("error", "cancellation", "parameters")]
