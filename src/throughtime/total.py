@@ -291,10 +291,8 @@ class _Told:
         missing = [Missing(field, layers) for field in fields]
         missing += [Missing("share", why) for why in self.reasons]
         if self.vanished:
-            missing += [
-                Missing(field, f"less than 1e{FLOOR:g}, no longer told from zero")
-                for field in ("adjoint", "parameters")
-            ]
+            small = f"less than 1e{FLOOR:g}, no longer told from zero"
+            missing += [Missing(field, small) for field in ("adjoint", "parameters")]
         if self.norms is None:
             many = f"the terms of all offsets would be more than {TERMS:.2g} numbers"
             missing += [Missing(field, many) for field in ("error", "cancellation", "parameters")]

@@ -68,7 +68,8 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
             top = float(np.nanmax(demand.z))
             told = (
                 f"The loss responds to {read} {_runs(demand.lags)} steps {_way(layer)} (B={demand.sequences}, "
-                f"largest z {top:.1f} against {demand.threshold:.1f}). Other lags are not excluded by the test: {blind} of inputs."
+                f"largest z {top:.1f} against {demand.threshold:.1f}). Other lags are not excluded by the test: "
+                f"{blind} of inputs."
             )
         else:
             told = (
