@@ -306,7 +306,7 @@ def _entering(run: Run, after: Run, call: Call) -> list[Tensor]:
     if sent is None:
         sent = [state[None] for state in run.form.cell.split(_pull(after))]
     return [
-        besides(whole, back * factor, run.dtype)
+        besides(whole, back * factor, NOTHING.get(run.dtype, 2e-2))
         for whole, back, factor in zip(run.at_states[-1], sent, factors, strict=True)
     ]
 

@@ -30,8 +30,9 @@ from throughtime.chains import Ways, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
+from throughtime.passages import Passages, whole_of
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import Run, traces_of
+from throughtime.runs import Run, run_of, traces_of
 from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 
@@ -73,6 +74,7 @@ class Record:
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
+        self._passages = Passages()
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -82,6 +84,7 @@ class Record:
         self.calls.clear()
         self._refused.clear()
         self._ways.clear()
+        self._passages.clear()
         for name, layer in self.layers.items():
             if own.registered(layer):
                 self._handles += self._own(name, layer)
@@ -103,7 +106,10 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if error[0] is None:
+        if error[0] is not None:
+            self._passages.clear()
+        else:
+            self._passages.close()
             for call in self.calls:
                 if call.passes:
                     call.keep_input()
@@ -161,6 +167,8 @@ class Record:
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
+        if len(self.layers) > 1:
+            self._passages.add(call, x, initial, made, weights)
         self._handles += hook(call, made, targets, stops)
 
     def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
@@ -260,7 +268,29 @@ class Record:
     def series(self) -> list[Series]:
         """What must be told by signed offset: `throughtime.series`. Raises as `traces` does."""
         runs = [run for name in self.layers for run in self._runs_of(name)]
-        return [each for run in runs if (each := series_of(run)) is not None]
+        found = [each for run in runs if (each := series_of(run)) is not None]
+        if len({run.layer for run in runs}) > 1:
+            found = [replace(each, lag="within-layer") for each in found]
+        whole = self._whole
+        return [whole, *found] if isinstance(whole, Series) else found
+
+    @property
+    def not_in_series(self) -> tuple[Missing, ...]:
+        """Why the total lag through several modules in series is not told."""
+        whole = self._whole
+        return (Missing("layers.series", whole),) if isinstance(whole, str) else ()
+
+    @property
+    def _whole(self) -> Series | str | None:
+        """The series of all modules, why there is none, or None where they are not in series."""
+        calls = [call for call in self.calls if call.passes]
+        if self._passages.lost or not self._passages.between:
+            return self._passages.lost or None
+        return whole_of(
+            self._passages,
+            [(call, run_of(call)) for call in calls],
+            "series" if "series" not in self.layers else "all layers",
+        )
 
     def _runs_of(self, layer: str) -> list[Run]:
         return runs_of([call for call in self.calls if call.layer == layer and call.passes])
@@ -273,7 +303,8 @@ class Record:
         """
         from throughtime.explain import explain
 
-        flow = explain(self.traces(), series=self.series(), **options)
+        series = self.series if options.get("total") is not False else list
+        flow = explain(self.traces(), series=series(), **options)
         again = {
             call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
         } - set(self.unreached)
@@ -289,7 +320,8 @@ class Record:
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
-        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
+        apart = self.not_in_series if options.get("total") is not False else ()
+        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
 
 
 @dataclass

@@ -104,7 +104,9 @@ def run_of(call: Call) -> Run:
     if form.single:
         inner = [total([each.inner for each in passes], place) for place in range(len(initial))]
         at = [
-            whole if whole is None or part is None else besides(whole.flatten(1), part.flatten(1), call.dtype)
+            whole
+            if whole is None or part is None
+            else besides(whole.flatten(1), part.flatten(1), NOTHING.get(call.dtype, 2e-2))
             for whole, part in zip(at, inner, strict=False)
         ]
         made = torch.cat([state.to(working).reshape(batch, -1) for state in call.results], dim=-1)
@@ -147,10 +149,10 @@ def run_of(call: Call) -> Run:
     )
 
 
-def besides(whole: Tensor, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is left of gradients (…, width) without a part of them; zero where only the rounding of `dtype` would be left."""
+def besides(whole: Tensor, part: Tensor, nothing: float) -> Tensor:
+    """What is left of gradients (…, width) without a part of them; zero where it is at most `nothing` of the whole."""
     rest = whole - part
-    large = rest.norm(dim=-1, keepdim=True) > NOTHING.get(dtype, 2e-2) * whole.norm(dim=-1, keepdim=True)
+    large = rest.norm(dim=-1, keepdim=True) > nothing * whole.norm(dim=-1, keepdim=True)
     return torch.where(large, rest, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Total lag where one sweep in lag order does not do: stacks in both directions.
+"""Total lag where one sweep in lag order does not do: stacks in both directions, several modules in series.
 
 A gradient that enters at step t of the sequence, in its own real time, may reach a layer at an earlier or at a later step k:
 its **offset** is δ = t − k, from the past where it is positive, from ahead where it is negative. Origins go through the parts
@@ -8,6 +8,7 @@ below. Nothing of the size steps × steps × batch × units is ever held. Sums a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,12 +53,22 @@ class Part:
         return value.gather(0, at.expand(value.shape))
 
 
+@dataclass(frozen=True)
+class Sent:
+    """To a level: (T, S, B, W) at its outputs, in the time of the sequence; or, where part and state are given, (S, B, width)
+    at the last state that this part makes."""
+
+    level: int
+    value: Tensor
+    part: int | None = None
+    state: int = 0
+
+
 class Way(Protocol):
     """What lies between the inputs of a level and what is below."""
 
-    def back(self, at_input: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """From (T, S, B, D) at the inputs, S origins a sequence: places of lower levels, and what their outputs
-        (T, S, B, W) get."""
+    def back(self, at_input: Tensor) -> Iterator[Sent]:
+        """What lower levels get of (T, S, B, D) at the inputs, S origins a sequence."""
         ...
 
 
@@ -76,21 +87,27 @@ class Masked:
     place: int
     mask: Tensor | None
 
-    def back(self, at_input: Tensor) -> Iterator[tuple[int, Tensor]]:
-        yield self.place, at_input if self.mask is None else at_input * self.mask[:, None]
+    def back(self, at_input: Tensor) -> Iterator[Sent]:
+        yield Sent(self.place, at_input if self.mask is None else at_input * self.mask[:, None])
 
 
 @dataclass(frozen=True)
 class Series:
     """Levels from the highest. name: of the whole. module: that it is, or "". kind: what it is made of, in words. source:
-    (T, B, D) the input that demand looks at; at_output: (T, B, W) what enters at the outputs of the top."""
+    (T, B, D) the input that demand looks at; at_output: (T, B, W) what enters at the outputs of the top, or None where
+    sequences stand in different orders. lag: see `Trace`. together: whether the sequences of an origin must be of one step,
+    since what lies between may mix them. range: log10 of the smallest number told beside the largest.
+    """
 
     name: str
     module: str
     kind: Mapping[str, str]
     levels: tuple[Level, ...]
     source: Tensor
-    at_output: Tensor
+    at_output: Tensor | None
+    lag: str = "total"
+    together: bool = False
+    range: float = -math.inf
 
     @property
     def parts(self) -> list[Part]:
@@ -129,6 +146,8 @@ class Series:
     def slots(self) -> Tensor:
         """(S, B) origins: in each slot one step of every sequence, −1 where a sequence has fewer."""
         on = self.pairs
+        if self.together:
+            return on.any(1).nonzero().expand(-1, self.batch)
         count = int(on.sum(0).max())
         step = torch.arange(self.steps, device=on.device)[:, None]
         return torch.where(on, step, -1).sort(0, descending=True).values[:count].flip(0)
@@ -141,20 +160,27 @@ def series_of(run: Run) -> Series | None:
 
 def stack_of(run: Run) -> Series:
     """A run's layers as levels."""
+    levels = levels_of(run, run)
+    kind = {"layers": str(run.form.layers), "directions": str(run.form.directions)}
+    return Series(run.layer, run.layer, kind, tuple(levels), run.x, outputs_of(levels[0]))
+
+
+def levels_of(run: Run, outside: Run, first: int = 0, below: tuple[Way, ...] = ()) -> list[Level]:
+    """The layers of a run, the highest first. outside: the same with only what enters from outside of the series. first: the
+    place of the highest in it; below: the ways from the lowest to other modules."""
     form, parts = run.form, parts_of(run)
-    levels = []
+    levels: list[Level] = []
     for layer in reversed(range(form.layers)):
         width = run.outputs[layer].shape[-1] // form.directions
         made = []
         for direction in range(form.directions):
             trace = parts[layer * form.directions + direction]
-            given = run.at_output[..., direction * width : (direction + 1) * width]
+            given = outside.at_output[..., direction * width : (direction + 1) * width]
             given = given if layer == form.layers - 1 else torch.zeros_like(given)
-            made.append(Part(trace, at_carries(run, layer, direction, given, trace.carries.shape[-1])))
-        way = Masked(len(levels) + 1, run.masks[layer - 1] if run.masks else None)
-        levels.append(Level(tuple(made), (way,) if layer else ()))
-    kind = {"layers": str(form.layers), "directions": str(form.directions)}
-    return Series(run.layer, run.layer, kind, tuple(levels), run.x, outputs_of(levels[0]))
+            made.append(Part(trace, at_carries(outside, layer, direction, given, trace.carries.shape[-1])))
+        way = Masked(first + len(levels) + 1, run.masks[layer - 1] if run.masks else None)
+        levels.append(Level(tuple(made), (way,) if layer else below))
+    return levels
 
 
 def outputs_of(level: Level) -> Tensor:
@@ -193,16 +219,17 @@ def walk(
     for start in range(0, len(slots), room):
         origins = slots[start : start + room]
         injected: dict[int, Tensor] = {}
+        ends: dict[tuple[int, int], list[Sent]] = {}
         place = 0
         for depth, level in enumerate(series.levels):
             above = injected.pop(depth, None)
             width = 0
             at_input: Tensor | None = None
-            for part in level.parts:
+            for number, part in enumerate(level.parts):
                 lin = lins[place]
                 own = lin.cell.output(lin.trace.carries).shape[-1]
                 given = None if above is None else part.turned(above[..., width : width + own])
-                rows = _streamed(part, lin, origins, given)
+                rows = _streamed(part, lin, origins, given, ends.pop((depth, number), []))
                 consume(place, rows)
                 if level.below:
                     sent = part.turned(lin.cell.to_input(lin.trace.weights, rows.pre))
@@ -210,8 +237,13 @@ def walk(
                 place, width = place + 1, width + own
             for way in level.below:
                 assert at_input is not None
-                for lower, sent in way.back(at_input):
-                    injected[lower] = injected[lower] + sent if lower in injected else sent
+                for sent in way.back(at_input):
+                    if sent.part is not None:
+                        ends.setdefault((sent.level, sent.part), []).append(sent)
+                    elif sent.level in injected:
+                        injected[sent.level] = injected[sent.level] + sent.value
+                    else:
+                        injected[sent.level] = sent.value
         if progress:
             progress(min(start + room, len(slots)), len(slots))
 
@@ -240,12 +272,15 @@ def widened(trace: Trace) -> Trace:
     )
 
 
-def _streamed(part: Part, lin: Linearization, origins: Tensor, injected: Tensor | None) -> Rows:
-    """All steps of a part, last one first: injected (T, S, B, H) comes from above, in the part's own time."""
+def _streamed(part: Part, lin: Linearization, origins: Tensor, injected: Tensor | None, ends: list[Sent]) -> Rows:
+    """All steps of a part, last one first. From above come injected (T, S, B, H), in the part's own time, and `ends` at the
+    last states."""
     trace, cell = lin.trace, lin.cell
     entering = part.entering.double()
     adjoint = trace.carries.new_zeros(*origins.shape, trace.carries.shape[-1])
     plain = any(not cell.blocks(name) for name in trace.weights.tensors())
+    last = torch.full((trace.batch,), trace.steps) if trace.lengths is None else trace.lengths
+    last = last.to(origins.device) - 1
     sizes, adjoints, pulled = [], [], []
     for step in reversed(range(trace.steps)):
         here = (origins == part.real[step]).unsqueeze(-1)
@@ -254,6 +289,10 @@ def _streamed(part: Part, lin: Linearization, origins: Tensor, injected: Tensor 
         if injected is not None:
             adjoint = adjoint.clone()
             cell.output(adjoint).add_(injected[step])
+        if ends:
+            adjoint = adjoint.clone()
+            for sent in ends:
+                cell.split(adjoint)[sent.state].add_(torch.where((last == step)[:, None], sent.value, 0.0))
         if plain:
             adjoints.append(adjoint)
         got = _pulled(lin, step, adjoint)

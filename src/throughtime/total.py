@@ -161,8 +161,10 @@ class _Told:
     def _in_range(self, log10: Array) -> Array:
         """NaN from the first offset on, to either side, at which a number is too small to be told from zero."""
         out, middle = log10.copy(), self.steps - 1
+        known = out[np.isfinite(out)]
+        floor = max(FLOOR, known.max() + min(each.range for each in self.series)) if len(known) else FLOOR
         for side in (out[middle:], out[middle::-1]):  # views
-            small = np.flatnonzero(np.isfinite(side) & (side < FLOOR))
+            small = np.flatnonzero(np.isfinite(side) & (side < floor))
             if len(small):
                 side[small[0] :] = np.nan
                 self.vanished = True
@@ -187,7 +189,8 @@ class _Told:
             ]
         demand = self._demand(reverse)
         if demand is None:
-            missing.append(Missing("demand", "not asked for"))
+            why = "not asked for" if self.method is None else "the sequences stand in different orders in the layers"
+            missing.append(Missing("demand", why))
         elif demand.missing:
             missing.append(Missing("demand", demand.missing))
         kinds = {trace.cell.name for trace in traces}
@@ -201,7 +204,7 @@ class _Told:
             hidden_size=sum(trace.hidden_size for trace in traces),
             input_size=first.source.shape[-1],
             dtype=str(traces[0].dtype).removeprefix("torch."),
-            lag="total",
+            lag=first.lag,
             loss_steps=self._loss_steps(reverse),
             residual=max((each for each in self.residuals if not np.isnan(each)), default=float("nan")),
             error=max(self.errors, default=float("nan")),
@@ -273,9 +276,10 @@ class _Told:
 
     def _demand(self, reverse: bool) -> Demand | None:
         """By the whole's own input and output; ahead, with time turned round."""
-        if self.method is None:
+        outputs = [each.at_output for each in self.series if each.at_output is not None]
+        if self.method is None or len(outputs) < len(self.series):
             return None
-        at_output, source = (_joined([getattr(each, name) for each in self.series]) for name in ("at_output", "source"))
+        at_output, source = _joined(outputs), _joined([each.source for each in self.series])
         lengths = torch.cat([each.lengths for each in self.series])
         if reverse:
             at_output, source = flipped(at_output, lengths), flipped(source, lengths)
@@ -291,7 +295,7 @@ class _Told:
         missing = [Missing(field, layers) for field in fields]
         missing += [Missing("share", why) for why in self.reasons]
         if self.vanished:
-            small = f"less than 1e{FLOOR:g}, no longer told from zero"
+            small = "too small to be told from zero in the floats of this step"
             missing += [Missing(field, small) for field in ("adjoint", "parameters")]
         if self.norms is None:
             many = f"the terms of all offsets would be more than {TERMS:.2g} numbers"
