@@ -19,11 +19,11 @@ from torch.autograd.graph import Node
 
 from throughtime.calls import Call, Edge, Form, edge_of
 from throughtime.cells.cell import Tensors
-from throughtime.runs import Run, besides, input_gradient
+from throughtime.runs import Run, besides, input_gradient, run_of
 from throughtime.scaled import power_of_two
 from throughtime.series import Level, Sent, Series, levels_of, outputs_of, widened
 
-NAME = "series"
+SERIES = "series"
 """Of the whole of several modules."""
 SAME = {torch.float64: 1e-11, torch.float32: 1e-4}  # of what came from above by two ways; lower precisions: 5e-2
 RANGE = -36.0
@@ -266,12 +266,11 @@ class Through:
         return out
 
 
-def whole_of(passages: Passages, runs: list[tuple[Call, Run]], name: str) -> Series | str | None:
+def whole_of(passages: Passages, calls: list[Call], name: str) -> Series | str | None:
     """The series of the modules of these calls, in the order in which they ran; why there is none, or None where none is."""
-    if passages.lost:
-        return passages.lost
-    if not passages.between:
-        return None
+    if passages.lost or not passages.between:
+        return passages.lost or None
+    runs = [(call, run_of(call)) for call in calls]
     sizes = {(run.steps, run.x.shape[1]) for _, run in runs}
     if len(sizes) > 1:
         steps = ", ".join(f"{run.layer} {run.steps} × {run.x.shape[1]}" for _, run in runs)

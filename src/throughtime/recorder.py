@@ -30,9 +30,9 @@ from throughtime.chains import Ways, link, runs_of
 from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.foreign import FROM_KERAS, is_keras
-from throughtime.passages import Passages, whole_of
+from throughtime.passages import SERIES, Passages, whole_of
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import Run, run_of, traces_of
+from throughtime.runs import Run, traces_of
 from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 
@@ -265,32 +265,21 @@ class Record:
         ways = self._ways.get(layer)
         return [replace(trace, external=None) for trace in whole] if ways is not None and ways.lost else whole
 
-    def series(self) -> list[Series]:
-        """What must be told by signed offset: `throughtime.series`. Raises as `traces` does."""
+    def series(self) -> tuple[list[Series], tuple[Missing, ...]]:
+        """What is told by signed offset, see `throughtime.series`, and why not, where that would be asked for.
+
+        Raises as `traces` does.
+        """
+        calls = [call for call in self.calls if call.passes]
         runs = [run for name in self.layers for run in self._runs_of(name)]
         found = [each for run in runs if (each := series_of(run)) is not None]
-        if len({run.layer for run in runs}) > 1:
-            found = [replace(each, lag="within-layer") for each in found]
-        whole = self._whole
-        return [whole, *found] if isinstance(whole, Series) else found
-
-    @property
-    def not_in_series(self) -> tuple[Missing, ...]:
-        """Why the total lag through several modules in series is not told."""
-        whole = self._whole
-        return (Missing("layers.series", whole),) if isinstance(whole, str) else ()
-
-    @property
-    def _whole(self) -> Series | str | None:
-        """The series of all modules, why there is none, or None where they are not in series."""
-        calls = [call for call in self.calls if call.passes]
-        if self._passages.lost or not self._passages.between:
-            return self._passages.lost or None
-        return whole_of(
-            self._passages,
-            [(call, run_of(call)) for call in calls],
-            "series" if "series" not in self.layers else "all layers",
-        )
+        if len({call.layer for call in calls}) < 2:
+            return found, ()
+        found = [replace(each, lag="within-layer") for each in found]
+        whole = whole_of(self._passages, calls, SERIES if SERIES not in self.layers else "all layers")
+        if isinstance(whole, str):
+            return found, (Missing(f"layers.{SERIES}", whole),)
+        return [whole, *found] if whole is not None else found, ()
 
     def _runs_of(self, layer: str) -> list[Run]:
         return runs_of([call for call in self.calls if call.layer == layer and call.passes])
@@ -303,8 +292,9 @@ class Record:
         """
         from throughtime.explain import explain
 
-        series = self.series if options.get("total") is not False else list
-        flow = explain(self.traces(), series=series(), **options)
+        traces = self.traces()
+        series, apart = self.series() if options.get("total") is not False else ([], ())
+        flow = explain(traces, series=series, **options)
         again = {
             call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
         } - set(self.unreached)
@@ -320,7 +310,6 @@ class Record:
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
-        apart = self.not_in_series if options.get("total") is not False else ()
         return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
 
 

@@ -89,6 +89,8 @@ def measure(
     """The flow of the summed losses of some batches, without touching the model."""
     by_layer: dict[str, list[Trace]] = {}
     series: list[Series] = []
+    apart: dict[Missing, None] = {}
+    keep = options.get("total") is not False
     names: list[str] = []
     with untouched(model):
         for done, batch in enumerate(batches):
@@ -106,21 +108,27 @@ def measure(
                         "check for .detach(), .item() or torch.no_grad in the loss",
                     )
                 # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
-                torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+                # Between several recurrent modules the graph is needed once more: their total lag goes through it.
+                wanted = [p for p in model.parameters() if p.requires_grad]
+                torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=keep and len(rec.layers) > 1)
             for trace in _traces(rec):
                 by_layer.setdefault(trace.name, []).append(trace)
-            series += rec.series()
-    reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
-    unreached = [name for name in names if name not in reached]
-    if unreached and layers is not None:
-        raise _independent(unreached)
+            if keep:
+                found, why = rec.series()
+                series += found
+                apart |= dict.fromkeys(why)
+        # Still untouched: what lies between modules may hold buffers that are put back at the end.
+        reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
+        unreached = [name for name in names if name not in reached]
+        if unreached and layers is not None:
+            raise _independent(unreached)
 
-    def tell(done: int, of: int, name: str) -> None:
-        progress(done, of, f"sweep of {name}")
+        def tell(done: int, of: int, name: str) -> None:
+            progress(done, of, f"sweep of {name}")
 
-    flow = explain([joined(traces) for traces in by_layer.values()], series=series, progress=tell, **options)
+        flow = explain([joined(traces) for traces in by_layer.values()], series=series, progress=tell, **options)
     independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
-    return replace(flow, missing=(*flow.missing, *independent))
+    return replace(flow, missing=(*flow.missing, *independent, *apart))
 
 
 def _traces(rec: Record) -> list[Trace]:
