@@ -26,6 +26,7 @@ from throughtime.series import Level, Sent, Series, levels_of, outputs_of, widen
 SERIES = "series"
 """Of the whole of several modules."""
 SAME = {torch.float64: 1e-11, torch.float32: 1e-4}  # of what came from above by two ways; lower precisions: 5e-2
+IDENTITY = "BackwardHookFunctionBackward"  # the node by which torch calls a module's full backward hooks
 RANGE = -36.0
 """log10 of what single precision holds beside the largest number of a step."""
 
@@ -71,7 +72,8 @@ class Passage:
             if given is None:
                 continue
             operation: Any = node
-            made = operation(*(given.get(number) for number in range(len(operation._input_metadata))))
+            arrived = tuple(given.get(number) for number in range(len(operation._input_metadata)))
+            made = arrived if node.name() == IDENTITY else operation(*arrived)
             sent = made if isinstance(made, tuple) else (made,)
             for edge, grad in zip(node.next_functions, sent, strict=True):
                 if grad is not None and edge[0] is not None:
@@ -211,7 +213,7 @@ def _between(
             leads[node] = True
             order.append(node)
             reached |= dict.fromkeys(hit)
-            if isinstance(node, BackwardCFunction):
+            if isinstance(node, BackwardCFunction) and node.name() != IDENTITY:
                 problem = problem or "an autograd function of your own, which is not run twice,"
     return order[::-1], list(reached), problem
 
