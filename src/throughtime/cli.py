@@ -113,6 +113,11 @@ input_options = _together(
         "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to read of a loader."
     ),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
+    click.option(
+        "--total/--no-total",
+        default=None,
+        help="Tell the total lag through both directions or several modules; by default where that is quick.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     *file_options,
 )
@@ -357,6 +362,7 @@ def _diagnosed(
     layers: tuple[str, ...],
     limit: int,
     max_lag: int | None,
+    total: bool | None,
     seed: int,
     trust: bool,
     cell: str | None,
@@ -402,6 +408,7 @@ def _diagnosed(
                 factory=factory,
                 progress=tell,
                 max_lag=max_lag,
+                total=total,
             )
         except SystemExit as error:
             raise InputError(

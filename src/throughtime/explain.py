@@ -76,8 +76,8 @@ def explain(
     for name, batches in wholes.items():
         needs = cost(batches)
         if total is None and needs > COST:
-            why = f"it takes about {needs:.1g} multiplications: ask for it by total=True"
-            missing.append(Missing(f"layers.{name}", f"the total lag is not told, {why}"))
+            why = f"the total lag takes about {needs:.1g} multiplications: ask for it by total=True (--total)"
+            missing.append(Missing(f"layers.{name}", why))
             continue
         if not any(each.pairs.any() for each in batches):
             continue

@@ -16,8 +16,8 @@ from throughtime.runs import flipped
 from throughtime.series import Series
 from throughtime.trace import Trace, ends_of
 
-COST = 1e12
-"""Multiplications above which a whole is told only where it is asked for: about two minutes on one core."""
+COST = 2e11
+"""Multiplications above which a whole is told only where it is asked for: about half a minute on one core."""
 REVERSE = "_reverse"
 FLOOR = -280.0
 """log10 of what is still told: from there on numbers may have left the range of floats."""
