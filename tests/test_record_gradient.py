@@ -183,7 +183,7 @@ def test_chosen_layers_alone(layers):
     model, step = CASES["series and parallel"]()
     with tt.record(model, layers=layers) as rec:
         step(model)
-    assert sorted(rec.flow(**OFF).layers) == sorted(layers)
+    assert sorted(set(rec.flow(**OFF).layers) - {"series"}) == sorted(layers)
 
 
 def test_a_second_name_can_be_asked_for():

@@ -382,6 +382,28 @@ def test_what_would_take_long_is_told_only_when_asked(monkeypatch):
     assert "rnn" not in record.flow(total=False).layers
 
 
+def test_a_layer_of_the_same_name_is_not_covered():
+    torch.manual_seed(0)
+    model, x = (
+        nn.ModuleDict({"rnn": nn.GRU(D, H, 2, bidirectional=True), "rnn_reverse": nn.GRU(D, H)}),
+        drawn()[0].float(),
+    )
+    with tt.record(model) as record:
+        (model["rnn"](x)[0].sum() + model["rnn_reverse"](x)[0].sum()).backward()
+    flow = record.flow()
+    assert flow.layers["rnn_reverse"].hidden_size == H
+    assert any("rename" in each.reason for each in flow.missing)
+
+
+def test_without_a_loss_the_last_states_are_probed():
+    torch.manual_seed(0)
+    report = tt.diagnose(nn.GRU(D, H, 2, bidirectional=True), torch.randn(10, 2, D))
+    past, ahead = report.flow.layers["rnn"], report.flow.layers["rnn_reverse"]
+    assert (past.batch, past.loss_steps, ahead.loss_steps) == (2, (0, 9), (0, 9))
+    np.testing.assert_allclose(past.share.sum() + ahead.share.sum(), 1, rtol=1e-6)
+    assert past.demand is None
+
+
 def test_batches_together_are_one_whole():
     torch.manual_seed(0)
     layer, loss = nn.GRU(D, H, 2, bidirectional=True).double(), lambda model, x, y: (model(x)[0] * y).sum()

@@ -88,6 +88,12 @@ def explain(
 
         with torch.no_grad(), torch.autocast(batches[0].source.device.type, enabled=False):
             made = _total(batches, traces, asked, tell_whole)
+        taken = {layer.name for layer in made} & ({trace.name for trace in traces} | set(layers))
+        if taken:
+            missing.append(
+                Missing(f"layers.{name}", f"another layer is called '{min(taken)}': rename it for the total lag")
+            )
+            continue
         for layer in made:
             if strict and layer.error > CONTRACT.get(batches[0].parts[0].trace.dtype, LOW_PRECISION):
                 raise _missed(layer, batches[0].parts[0].trace.dtype)

@@ -184,6 +184,8 @@ def prescribed(report: Report, model: nn.Module) -> tuple[Remedy, str, dict[str,
             continue
         for remedy in treating(finding.code):
             module = report.flow.layers[finding.layer].module or finding.layer
+            if module not in modules:  # of several in series none is the one to treat
+                continue
             if remedy.precondition(modules[module]) is None:
                 return remedy, module, {"needed_lag": need.farthest}
     return None
