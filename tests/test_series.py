@@ -382,6 +382,24 @@ def test_what_would_take_long_is_told_only_when_asked(monkeypatch):
     assert "rnn" not in record.flow(total=False).layers
 
 
+def test_tiny_adjoints_are_told_and_below_the_floor_they_are_not_called_zero(monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H, 2, bidirectional=True)
+    with tt.record(layer) as record:
+        layer(torch.randn(500, 1, D))[0][-1].square().sum().backward()
+    options = {"demand": False, "signal_to_noise": False, "hops": False, "origin_step": False}
+    log10 = record.flow(**options).layers["rnn"].adjoint.log10_norm
+    assert np.isfinite(log10).all()
+    assert log10[-1] < -45  # below single precision
+    monkeypatch.setattr("throughtime.total.FLOOR", -40.0)
+    past = record.flow(**options).layers["rnn"]
+    cut = past.adjoint.log10_norm
+    first = int(np.flatnonzero(log10 < -40)[0])
+    np.testing.assert_array_equal(cut[:first], log10[:first])
+    assert np.isnan(cut[first:]).all()
+    assert any(each.field == "adjoint" and "told from zero" in each.reason for each in past.missing)
+
+
 def test_a_layer_of_the_same_name_is_not_covered():
     torch.manual_seed(0)
     model, x = (

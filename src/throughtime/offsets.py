@@ -12,7 +12,7 @@ from throughtime.cells.cell import gradients_by_autograd
 from throughtime.linearize import Linearization
 from throughtime.reducers.products import AUTOGRAD, Blocks, Entry, entries, grouped
 from throughtime.runs import flipped
-from throughtime.scaled import Scaled, power_of_two
+from throughtime.scaled import DEAD, Scaled, power_of_two
 from throughtime.series import Rows, Series, walk
 
 TERMS = 2**26
@@ -71,9 +71,10 @@ class Offsets:
     def _update(self, place: int, rows: Rows) -> None:
         at = _At(rows, self.steps)
         sizes = at.take(rows.size[..., None])[..., 0]
-        peak = torch.frexp(sizes.flatten(1).amax(1)).exponent.long()
+        largest = sizes.flatten(1).amax(1)
+        peak = torch.frexp(largest).exponent.long()
         scaled = sizes * power_of_two(-peak)[:, None, None]
-        self.squares.add_at(at.index, scaled.square().sum((1, 2)), 2 * peak)
+        self.squares.add_at(at.index, scaled.square().sum((1, 2)), torch.where(largest > 0, 2 * peak, DEAD))
         sums = self.sums[place]
         if sums.terms is None:
             self._shares(sums, rows, at)
