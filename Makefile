@@ -44,7 +44,7 @@ $(VENV)/.dev: $(VENV)/.run
 reproduce: $(VENV)/.dev
 	$(BIN)/python -m reproduce
 
-# Fetches shipped networks with pip and measures them: about a minute.
+# Fetches shipped networks with pip (and music with apt-get) and measures them: about two minutes.
 atlas: $(VENV)/.dev
 	$(BIN)/python -m examples.atlas
 

@@ -99,8 +99,9 @@ def gru(keeps: bool, reset_after: bool, gate: Gate = sigmoid, act: Gate = torch.
     return step
 
 
-def lstm(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
-    """torch.nn.LSTM's documentation: i, f, g, o. A port holds (h, c)."""
+def lstm(gate: Gate = sigmoid, act: Gate = torch.tanh, shown: Gate | None = None) -> Step:
+    """torch.nn.LSTM's documentation: i, f, g, o; act: of g, shown: of c in the output, ONNX's g and h. A port holds (h, c)."""
+    shown = shown or act
 
     def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
         readers = {"i": "input", "f": "forget", "g": "candidate", "o": "output"}
@@ -110,13 +111,14 @@ def lstm(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
         }
         i, f, o = (gate(pre[name]) for name in "ifo")
         c = f * ports["carry"][1] + i * act(pre["g"])
-        return Moved(c, lambda core: o * act(core), {name: pre[name] for name in "ifo"}, f)
+        return Moved(c, lambda core: o * shown(core), {name: pre[name] for name in "ifo"}, f)
 
     return step
 
 
-def lstm_peepholes(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
+def lstm_peepholes(gate: Gate = sigmoid, act: Gate = torch.tanh, shown: Gate | None = None) -> Step:
     """Gers & Schmidhuber 2000, in the notation of ONNX's LSTM: i and f look at the old cell, o at the new one."""
+    shown = shown or act
 
     def step(w: Parameters, x: Tensor, ports: Mapping[str, tuple[Tensor, Tensor]]) -> Moved:
         p_i, p_f, p_o = w["peephole"].chunk(3, -1)
@@ -131,7 +133,7 @@ def lstm_peepholes(gate: Gate = sigmoid, act: Gate = torch.tanh) -> Step:
         c = f * ports["carry"][1] + i * act(g_in + g_rec)
 
         def read(core: Tensor) -> Tensor:
-            return act(core) * gate(o_in + o_rec + p_o * core)
+            return shown(core) * gate(o_in + o_rec + p_o * core)
 
         return Moved(c, read, {"i": i_logit, "f": f_logit, "o": o_in + o_rec + p_o * c}, f)
 
@@ -248,8 +250,9 @@ STEPS: dict[str, Step] = {
     "gru-reset-before-hard": gru(keeps=False, reset_after=False, gate=hard_sigmoid_6),
     "lstm": lstm(),
     "lstm-hard": lstm(hard_sigmoid, relu),
+    "lstm-relu-tanh": lstm(sigmoid, relu, torch.tanh),
     "lstm-peepholes": lstm_peepholes(),
-    "lstm-peepholes-hard": lstm_peepholes(hard_sigmoid_6),
+    "lstm-peepholes-hard": lstm_peepholes(hard_sigmoid_6, shown=relu),
     "mingru": min_gru,
     "minlstm": min_lstm,
     "janet": janet,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -175,6 +176,13 @@ def test_version(throughtime):
     code, out, _ = throughtime("version")
     assert code == 0
     assert re.fullmatch(r"throughtime \d+\.\d+\.\d+, torch [\d.]+\S*, Python 3\.\d+\.\d+\n", out)
+
+
+def test_the_package_runs_as_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["throughtime", "version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("throughtime", run_name="__main__")
+    assert (end.value.code, capsys.readouterr().out.split()[0]) == (0, "throughtime")
 
 
 def test_explain(throughtime):
@@ -526,7 +534,7 @@ def test_bare_weights_run_as_their_convention_says(throughtime, tmp_path, name):
         ({}, "--cell lstm", "4 gate.* stacked in rows"),
         ({}, "--cell gru --layout x@W", "stacked in columns|belong together|equally many"),
         ({"kernel": None}, "--cell gru", "kernel and recurrent_kernel"),
-        ({"kernel": np.zeros((15, 3), int)}, "--cell gru", "weight_ih of int64"),
+        ({"kernel": np.zeros((15, 3), int)}, "--cell gru", "kernel of int64"),
         ({"kernel": np.zeros(15)}, "--cell gru", r"weight_ih of shape \(15,\)"),
         ({"kernel": np.zeros((15, 3), np.float32)}, "--cell gru", "one dtype"),
         ({"bias": np.zeros(12)}, "--cell gru", "equally many rows"),

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import throughtime as tt
 from throughtime.cli import main
 from throughtime.importers import importer
-from throughtime.importers.onnx_run import input_of
+from throughtime.importers.onnx_run import arguments_of, input_of
 
 D, H, T, B = 3, 4, 6, 2
 RNG = np.random.default_rng(0)
@@ -269,6 +269,135 @@ def test_external_data_other_domains_and_loops_are_refused(tmp_path):
     made = model([loop], WEIGHTS, [value("x", [T, B, D]), value("times", [], TensorProto.INT64)], [value("ys", None)])
     with pytest.raises(tt.ThroughtimeError, match="inside a Loop"):
         input_of(saved(made, tmp_path), {"x": X, "times": np.array(2)})
+
+
+# --- states and lengths ------------------------------------------------------------------------------------------------
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+WAYS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+
+def stateful(operator: str, direction: str, depth: int = 1) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Operators whose states and lengths the graph makes of its inputs, and data; outputs y, h and perhaps c of each."""
+    rng, ways, gates = np.random.default_rng(7), WAYS[direction], GATES[operator]
+    states = ["h", "c"][: 1 + (operator == "LSTM")]
+    nodes, constants, outputs, last = [], [tensor("two", np.float32(2)), tensor("shape", np.array([0, 0, -1]))], [], "x"
+    given = {"x": X, "lengths": np.array([T, 4], np.int32)}
+    for level in range(depth):
+        inputs = D if not level else ways * H
+        for name, shape in (("W", (gates * H, inputs)), ("R", (gates * H, H)), ("B", (2 * gates * H,))):
+            constants.append(tensor(f"{name}{level}", rng.normal(0, 0.5, (ways, *shape)).astype(np.float32)))
+        for state in states:
+            given[f"{state}{level}"] = rng.normal(size=(ways, B, H)).astype(np.float32)
+            nodes.append(helper.make_node("Mul", [f"{state}{level}", "two"], [f"{state}{level}_twice"]))
+        made = [f"y{level}", *(f"last_{state}{level}" for state in states)]
+        read = [last, f"W{level}", f"R{level}", f"B{level}", "lengths", *(f"{state}{level}_twice" for state in states)]
+        options = {"direction": direction, "hidden_size": H} | ({"linear_before_reset": 1} if operator == "GRU" else {})
+        nodes.append(helper.make_node(operator, read, made, name=f"rnn{level}", **options))
+        turned = helper.make_node("Transpose", [f"y{level}"], [f"t{level}"], perm=[0, 2, 1, 3])
+        nodes += [turned, helper.make_node("Reshape", [f"t{level}", "shape"], [f"x{level}"])]
+        outputs, last = [*outputs, *made, f"x{level}"], f"x{level}"
+    inputs = [
+        value(name, each.shape, TensorProto.INT32 if name == "lengths" else FLOATS) for name, each in given.items()
+    ]
+    return model(nodes, constants, inputs, [value(name, None) for name in outputs]), given
+
+
+def told(result: tuple) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Output (T, B, ·) and states (N, B, H) as arrays."""
+    output, last = result
+    states = last if isinstance(last, tuple) else (last,)
+    return output.detach().numpy(), [each.detach().numpy() for each in states]
+
+
+@pytest.mark.parametrize("operator", GATES)
+@pytest.mark.parametrize("direction", WAYS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_states_and_lengths_are_those_that_the_operator_is_given(operator, direction, depth, tmp_path):
+    """Output and last states of every layer are onnxruntime's, for sequences of several lengths."""
+    made, given = stateful(operator, direction, depth)
+    path = saved(made, tmp_path)
+    names = [each.name for each in made.graph.output]
+    truth = dict(zip(names, run(made, given), strict=True))
+    states = ["h", "c"][: 1 + (operator == "LSTM")]
+    if depth == 1 or direction != "reverse":  # torch stacks no layers that read from the end alone
+        arguments = arguments_of(path, given)
+        assert arguments.lengths is not None
+        assert arguments.state is not None
+        output, last = told(arguments.given_to(tt.load(path))(arguments.x))
+        np.testing.assert_allclose(output, truth[f"x{depth - 1}"], atol=1e-5)
+        for state, mine in zip(states, last, strict=True):
+            whole = np.concatenate([truth[f"last_{state}{level}"] for level in range(depth)])
+            np.testing.assert_allclose(mine, whole, atol=1e-5)
+    for level in range(depth):
+        for way, end in enumerate(["_l0", "_l0_reverse"] if direction == "bidirectional" else [""]):
+            arguments = arguments_of(path, given, f"rnn{level}{end}")
+            np.testing.assert_allclose(arguments.x, truth["x0"] if level else X, atol=1e-6)
+            output, last = told(arguments.given_to(tt.load(path, f"rnn{level}{end}"))(arguments.x))
+            np.testing.assert_allclose(output, truth[f"y{level}"][:, way], atol=1e-5)
+            for state, mine in zip(states, last, strict=True):
+                np.testing.assert_allclose(mine[0], truth[f"last_{state}{level}"][way], atol=1e-5)
+
+
+def test_what_is_zero_or_whole_or_stands_in_the_file_is_not_handed_on(tmp_path):
+    made, given = stateful("LSTM", "forward")
+    path = saved(made, tmp_path)
+    nothing = {
+        "h0": np.zeros_like(given["h0"]),
+        "c0": np.zeros_like(given["c0"]),
+        "lengths": np.array([T, T], np.int32),
+    }
+    arguments = arguments_of(path, given | nothing)
+    assert (arguments.state, arguments.lengths) == (None, None)
+    layer = tt.load(path)
+    assert arguments.given_to(layer) is layer
+    made.graph.initializer.extend([tensor(name, given[name][:, :1].repeat(B, 1)) for name in ("h0", "c0")])
+    for each in made.graph.node[:2]:  # the states as they stand, not twice
+        each.op_type = "Identity"
+        del each.input[1]
+    kept = [each for each in made.graph.input if each.name in ("x", "lengths")]
+    del made.graph.input[:]
+    made.graph.input.extend(kept)
+    path = saved(made, tmp_path)
+    arguments = arguments_of(path, {name: given[name] for name in ("x", "lengths")})
+    assert arguments.state is None
+    (y,) = run(made, {name: given[name] for name in ("x", "lengths")}, ["y0"])
+    output, _ = told(arguments.given_to(tt.load(path))(arguments.x))
+    np.testing.assert_allclose(output, y[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lengths": np.array([T, 0], np.int32)}, r"lengths \[6, 0\].*2 from 1 to 6"),
+        ({"lengths": np.array([T + 1, 1], np.int32)}, r"lengths \[7, 1\]"),
+        ({"lengths": np.array([T], np.int32)}, r"lengths \[6\]"),
+        ({"h0": np.ones((1, B + 1, H), np.float32)}, r"a state of rnn0 of shape \(1, 3, 4\)"),
+    ],
+)
+def test_states_and_lengths_that_do_not_fit_are_said(change, words, tmp_path):
+    made, given = stateful("GRU", "forward")
+    for each in made.graph.input:  # any shape
+        each.type.tensor_type.ClearField("shape")
+    with pytest.raises(tt.ThroughtimeError, match=words):
+        arguments_of(saved(made, tmp_path), given | change)
+
+
+def test_a_shell_analyses_what_the_operator_was_given(tmp_path):
+    made, given = stateful("LSTM", "forward")
+    path = saved(made, tmp_path)
+    np.savez(tmp_path / "input.npz", **given)
+    words = ["diagnose", str(path), "--data", str(tmp_path / "input.npz"), "--format", "json", "--fail-on", "never"]
+    result = CliRunner().invoke(main, [*words, "--run-graph"])
+    assert result.exit_code == 0, result.output
+    arguments = arguments_of(path, given)
+    expected = tt.diagnose(arguments.given_to(tt.load(path)), arguments.x).flow
+    found = json.loads(result.stdout)["layers"][0]
+    (own,) = expected.layers.values()
+    assert found["residual"] < 1e-4
+    np.testing.assert_allclose(found["adjoint"]["log10_norm"], own.adjoint.log10_norm, rtol=1e-5)
+    without = tt.diagnose(tt.load(path), arguments.x).flow.layers["rnn"].adjoint.log10_norm
+    assert np.nanmax(np.abs(without - own.adjoint.log10_norm)) > 1e-3
 
 
 def test_a_shell_runs_the_graph_only_when_told(tmp_path):

@@ -20,7 +20,7 @@ from torch import nn
 
 import throughtime as tt
 from throughtime.importers.load import layers
-from throughtime.importers.onnx_run import input_of
+from throughtime.importers.onnx_run import arguments_of
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore")]
 
@@ -57,10 +57,12 @@ def test_silero_vad_onnx(rate, branch, samples, tmp_path):
 
     path = fetched("silero-vad==6.2.3", "silero_vad/data/silero_vad.onnx", tmp_path)
     x = np.random.default_rng(0).normal(size=(3, samples)).astype(np.float32) / 10
-    given = {"input": x, "state": np.zeros((2, 3, 128), np.float32), "sr": np.array(rate)}
+    state = np.random.default_rng(1).normal(size=(2, 3, 128)).astype(np.float32)
+    given = {"input": x, "state": state, "sr": np.array(rate)}
     _, (h, c) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, given)
     name = f"If_0_{branch}_branch__Inline_0__/decoder/rnn/LSTM"
-    states = tt.load(path, name)(input_of(path, given, name))[1]
+    arguments = arguments_of(path, given, name)
+    states = arguments.given_to(tt.load(path, name))(arguments.x)[1]
     for mine, theirs in zip(states, (h, c), strict=True):
         np.testing.assert_allclose(mine[0].detach(), theirs, atol=1e-5)
 

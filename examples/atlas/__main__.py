@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
-from examples.atlas import page
-from examples.atlas.fetching import FILES, FetchError
-from examples.atlas.measure import records
+from examples.atlas import page, picture
+from examples.atlas.fetching import FILES
+from examples.atlas.measure import measured
 from examples.atlas.networks import NETWORKS
 from throughtime.progress import bar
 from throughtime.report.files import write_whole
 
 ROOT = Path(__file__).parent.parent.parent
+PROCESSES = 2
 
 
 def main() -> None:
     """See the module. Remove build/atlas/*.json to measure anew."""
-    torch.set_num_threads(1)
     FILES.mkdir(parents=True, exist_ok=True)
-    found, missing = [], {}
-    with bar() as tell:
-        for done, (name, make) in enumerate(NETWORKS.items()):
-            tell(done, len(NETWORKS), f"measuring {name}")
-            kept = FILES / f"{name}.json"
-            if not kept.exists():
-                try:
-                    write_whole(kept, json.dumps(records(make())))
-                except FetchError as error:
-                    missing[name] = str(error)
-                    continue
-            found += json.loads(kept.read_text(encoding="utf-8"))
+    wanted = [name for name in NETWORKS if not (FILES / f"{name}.json").exists()]
+    missing = {}
+    with bar() as tell, ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        tell(0, len(NETWORKS), f"measuring {', '.join(wanted)}")
+        running = {pool.submit(measured, name): name for name in wanted}
+        for done, future in enumerate(as_completed(running), len(NETWORKS) - len(wanted) + 1):
+            tell(done, len(NETWORKS), f"measured {running[future]}")
+            if future.result():
+                missing[running[future]] = future.result()
+    kept = [name for name in NETWORKS if name not in missing]
+    found = [each for name in kept for each in json.loads((FILES / f"{name}.json").read_text(encoding="utf-8"))]
     write_whole(ROOT / "docs" / "atlas.json", json.dumps({"records": found, "missing": missing}) + "\n")
     write_whole(ROOT / "docs" / "atlas.md", page.markdown(found, missing))
-    write_whole(ROOT / "docs" / "images" / "atlas.svg", page.chart(found, standalone=True) + "\n")
+    images = ROOT / "docs" / "images"
+    write_whole(images / "atlas.svg", picture.horizons(found, standalone=True) + "\n")
+    write_whole(images / "atlas-arriving.svg", picture.arriving(found, standalone=True) + "\n")
     print(write_whole(ROOT / "atlas.html", page.html(found, missing)))
 
 

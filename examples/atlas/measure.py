@@ -2,41 +2,91 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 import throughtime as tt
-from examples.atlas.networks import Network
+from examples.atlas import intervals
+from examples.atlas.fetching import FILES, FetchError
+from examples.atlas.network import Network
+from examples.atlas.networks import NETWORKS
 from throughtime.flow import LayerFlow
+from throughtime.report.files import write_whole
+from throughtime.trace import Trace
 
 LEVELS = (0.1, 0.01, 0.001)
 FAR = (10, 100)
-LESS = {"demand": False, "hops": False, "signal_to_noise": False, "origin_step": False}
+LESS = {"demand": False, "hops": False, "signal_to_noise": False, "origin_step": False, "bias": "horizon"}
+
+
+def measured(name: str) -> str:
+    """Measure a network of `NETWORKS` and keep its records in build/atlas; why it is left out, or ""."""
+    torch.set_num_threads(1)
+    try:
+        write_whole(FILES / f"{name}.json", json.dumps(records(NETWORKS[name]())))
+    except FetchError as error:
+        return str(error)
+    return ""
 
 
 def records(network: Network) -> list[dict[str, Any]]:
-    """One a layer, of all parts together; `parts` has the gradient horizons of each part alone."""
-    whole = layers(network, network.parts)
-    alone = [layers(network, [part]) for part in network.parts]
-    return [record(network, name, whole[name], [each[name] for each in alone]) for name in network.layers]
+    """One a layer."""
+    flow = tt.diagnose(network.model, [None], network.loss, layers=layers(network), **LESS).flow
+    gradients = by_unit(network)
+    return [
+        record(network, network.layers[trace.name], flow.layers[trace.name], intervals.grams(*told))
+        for trace in recorded(network)
+        for told in [(trace, intervals.units_of(trace, network.cuts), of_layer(trace, gradients))]
+    ]
 
 
-def layers(network: Network, parts: list[Any]) -> dict[str, LayerFlow]:
-    """The flows of some parts together."""
-    return dict(tt.diagnose(network.model, parts, network.loss, layers=list(network.layers), **LESS).flow.layers)
+def layers(network: Network) -> list[str]:
+    """The modules of its layers: "lstm" of "lstm.l0"."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in network.layers))
 
 
-def record(network: Network, name: str, layer: LayerFlow, alone: list[LayerFlow]) -> dict[str, Any]:
-    """See `records`. arriving: log10 by lag, of the total adjoint (of an LSTM, that of its cell); half-lives in steps."""
+def recorded(network: Network) -> list[Trace]:
+    """The traces of one backward pass of all decisions together."""
+    with tt.record(network.model, layers(network)) as rec:
+        loss = network.loss(network.model)
+        torch.autograd.grad(loss, [each for each in network.model.parameters() if each.requires_grad])
+    return rec.traces()
+
+
+def by_unit(network: Network) -> dict[str, torch.Tensor]:
+    """Autograd's gradient of each decision alone: (N, …) by parameter."""
+    named = dict(network.model.named_parameters())
+    made = [
+        torch.autograd.grad(each, list(named.values()), retain_graph=True, materialize_grads=True, allow_unused=True)
+        for each in network.decisions(network.model)
+    ]
+    return {name: torch.stack(parts) for name, parts in zip(named, zip(*made, strict=True), strict=True)}
+
+
+def of_layer(trace: Trace, gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a trace's weights, by the cell's names."""
+    return {name: gradients[told] for name, told in trace.names.items()}
+
+
+def record(network: Network, label: str, layer: LayerFlow, grams: NDArray[np.float64]) -> dict[str, Any]:
+    """See `records`. arriving: log10 by lag, of the total adjoint (of an LSTM, that of its cell); half-lives in steps.
+
+    interval: 95 % of the horizon over units drawn anew. farthest: the lag from the last step with a loss to the first step.
+    """
+    bias = intervals.bias(grams)
     return {
-        "network": network.name, "licence": network.licence, "layer": name, "cell": layer.cell,
-        "units": layer.hidden_size, "step": network.step, "seconds": network.seconds, "decision": network.decision,
-        "steps": layer.steps, "error": layer.error,
+        "network": network.name, "licence": network.licence, "job": network.job, "layer": label,
+        "cell": layer.cell, "hidden": layer.hidden_size, "step": network.step, "seconds": network.seconds,
+        "decision": network.decision, "source": network.source, "units": network.units, "count": grams.shape[-1],
+        "note": network.note, "farthest": max(layer.loss_steps), "error": layer.error,
         "horizon": {f"{level:g}": layer.horizon[level] for level in LEVELS},
-        "parts": {f"{level:g}": [each.horizon[level] for each in alone] for level in LEVELS},
-        "beyond": {str(lag): finite(layer.bias[lag]) if lag < layer.steps - 1 else None for lag in FAR},
+        "interval": {f"{level:g}": intervals.interval(grams, level) for level in LEVELS},
+        "beyond": {str(lag): finite(bias[lag]) if lag < max(layer.loss_steps) else None for lag in FAR},
         "arriving": [finite(value) for value in layer.adjoint.log10_arriving_total],
         "half_lives": [finite(unit.half_life) for unit in layer.units],
         "gate_half_lives": [finite(math.log(2) * unit.timescale) for unit in layer.units],

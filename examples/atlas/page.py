@@ -1,4 +1,4 @@
-"""The page: one chart, one table, from the records alone."""
+"""The page: the answer, one picture, one table, and how to read them, from the records alone."""
 
 from __future__ import annotations
 
@@ -8,84 +8,106 @@ from typing import Any
 
 import numpy as np
 
-from throughtime.report.notation import number, power_of_ten
+from examples.atlas.picture import arriving, horizons, named
+from throughtime.report.notation import number
 from throughtime.report.palette import variables
-from throughtime.report.svg import document, element, line, text
 
 TITLE = "How far back do shipped networks listen?"
-COLOURS = ("supply", "demand", "one", "two", "three", "good", "four", "bad")
-LOWEST, LEFT, RIGHT, TOP, BOTTOM, WIDTH = -6, 50.0, 790.0, 30.0, 360.0, 800
-HEAD = ("network, layer", "step", "gradient horizon 10 %", "1 %", "0.1 %", "beyond lag 10", "beyond lag 100",
-        "half-life of units, steps", "by their gates")  # fmt: skip
+BY_LAG = "What arrives, lag by lag"
+HEAD = ("network, layer", "step", "10 % horizon", "1 %", "0.1 %", "input ends at")
+HEAD_BY_LAG = ("network, layer", "cell", "beyond 10 steps", "half-life of units, steps", "by their gates, steps")
 STYLE = (
-    "body{margin:0 auto;max-width:1100px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
+    "body{margin:0 auto;max-width:1240px;padding:24px;background:var(--tt-paper);color:var(--tt-ink);"
     "font:16px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}"
-    "th,td{padding:5px 10px;text-align:left;border-top:1px solid var(--tt-line);vertical-align:top}"
+    "th,td{padding:5px 8px;text-align:left;border-top:1px solid var(--tt-line);vertical-align:top}"
+    "td{white-space:nowrap}td:first-child{white-space:normal;min-width:13em}"
+)
+Records = list[dict[str, Any]]
+
+
+MEANING = (
+    "That is the 10 % gradient horizon of each network's farthest layer, with its 95 % interval over the input: all that lies "
+    "further back makes up at most a tenth of the gradient of the network's own decisions. It tells how far back learning "
+    "could still change a decision, not which inputs the decision needs."
 )
 
 
-def chart(records: list[dict[str, Any]], standalone: bool = False) -> str:
-    """A line a layer: the fraction of the gradient that arrives, over the lag, both on log scales."""
-    most = max(record["steps"] for record in records)
-    decades = math.log10(most)
-
-    def x(lag: float) -> float:
-        return LEFT + (RIGHT - LEFT) * math.log10(lag) / decades
-
-    def y(log10: float) -> float:
-        return TOP + (BOTTOM - TOP) * (1 - log10) / (1 - LOWEST)
-
-    parts = [text("fraction of the gradient that arrives", 0, 14, "tt-strong")]
-    for decade in range(LOWEST, 2):
-        parts.append(line(LEFT, y(decade), RIGHT, y(decade), "tt-grid"))
-        parts.append(text(power_of_ten(decade), LEFT - 7, y(decade) + 4.5, anchor="end"))
-    for lag in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
-        if lag <= most:
-            parts.append(line(x(lag), BOTTOM, x(lag), BOTTOM + 4, "tt-axis"))
-            parts.append(text(str(lag), x(lag), BOTTOM + 18, anchor="middle"))
-    parts.append(text("lag, in the network's own steps", RIGHT, BOTTOM + 38, anchor="end"))
-    for place, record in enumerate(records):
-        points = [
-            f"{x(lag):.1f} {y(value):.1f}"
-            for lag, value in enumerate(record["arriving"])
-            if lag and value is not None and value >= LOWEST
-        ]
-        colour = f"stroke:var(--tt-{COLOURS[place % len(COLOURS)]});fill:none;stroke-width:2"
-        parts.append(element("path", d="M" + "L".join(points), style=colour))
-        row = BOTTOM + 62 + 20.0 * (place // 2)
-        column = LEFT + 370.0 * (place % 2)
-        parts.append(element("path", d=f"M{column} {row - 5}h24", style=colour))
-        parts.append(text(named(record), column + 32, row))
-    told = "; ".join(f"{named(each)}: horizon 1 % {each['horizon']['0.01']} steps" for each in records)
-    height = BOTTOM + 62 + 20.0 * math.ceil(len(records) / 2)
-    return document(parts, WIDTH, height, "Fraction of the gradient that arrives, by lag", told, standalone)
+def answer(records: Records) -> list[tuple[str, str]]:
+    """The page in a few lines: how far, and which network; sound first, the farthest first."""
+    farthest: dict[str, dict[str, Any]] = {}
+    for each in records:
+        best = farthest.setdefault(each["network"], each)
+        if reach(each) > reach(best):
+            farthest[each["network"]] = each
+    ordered = sorted(
+        farthest.values(), key=lambda each: (each["seconds"] is None, -reach(each) * (each["seconds"] or 1))
+    )
+    return [(_how_far(each), f"{each['network']}, {each['job']}") for each in ordered]
 
 
-def named(record: dict[str, Any]) -> str:
-    """The network, and its layer where it has several."""
-    return record["network"] + (f", {record['layer']}" if record["layer"] != "rnn" else "")
+def _how_far(record: dict[str, Any]) -> str:
+    """A horizon with its interval; where it is within a tenth of the input's end, that it is bound by it."""
+    if reach(record) >= (1 - SHORT) * record["farthest"]:
+        return f"{amount(record, reach(record))} of the {length(record, record['farthest'])} that its input allows"
+    return f"{length(record, reach(record))} ({span(record, '0.1')})"
 
 
-def rows(records: list[dict[str, Any]]) -> list[list[str]]:
-    """The table; in brackets the least and the most over the parts of the input."""
+SHORT = 0.1
+"""A horizon that falls short of the end of the input by less than this part of it is told as bound by it."""
+
+
+def reach(record: dict[str, Any]) -> int:
+    """The gradient horizon at 10 %."""
+    return record["farthest"] if record["horizon"]["0.1"] is None else record["horizon"]["0.1"]
+
+
+def length(record: dict[str, Any], steps: int) -> str:
+    """Steps in time where a step has a length, else in the network's own."""
+    return f"{amount(record, steps)} {'s' if record['seconds'] else record['step'] + 's'}"
+
+
+def amount(record: dict[str, Any], steps: int) -> str:
+    """The same without the unit."""
+    return number(steps * record["seconds"], 2) if record["seconds"] else str(steps)
+
+
+def span(record: dict[str, Any], level: str) -> str:
+    """The interval of a horizon."""
+    return " to ".join(amount(record, each) for each in record["interval"][level])
+
+
+def rows(records: Records) -> list[list[str]]:
+    """The table of horizons; in brackets the 95 % interval."""
     return [
         [
-            named(record), record["step"], *(reach(record, level) for level in ("0.1", "0.01", "0.001")),
-            *(part(record["beyond"][lag]) for lag in ("10", "100")),
-            middle(record["half_lives"]), middle(record["gate_half_lives"]),
+            named(each), each["step"], *(horizon(each, level) for level in ("0.1", "0.01", "0.001")),
+            length(each, each["farthest"]).replace(" ", "\N{NO-BREAK SPACE}"),
         ]
-        for record in records
+        for each in records
     ]  # fmt: skip
 
 
-def reach(record: dict[str, Any], level: str) -> str:
-    """A gradient horizon in steps, in time where a step has a length, and its span over parts."""
-    value, spread = record["horizon"][level], [each for each in record["parts"][level] if each is not None]
-    if value is None:
-        return "–"
-    time = f" = {number(value * record['seconds'], 2)} s" if record["seconds"] else ""
-    return f"{value}{time} ({min(spread)} to {max(spread)})" if spread else f"{value}{time}"
+def rows_by_lag(records: Records) -> list[list[str]]:
+    """The table beside the curves."""
+    return [
+        [
+            named(each), each["cell"], part(each["beyond"]["10"]), middle(each["half_lives"]),
+            middle(each["gate_half_lives"]),
+        ]
+        for each in records
+    ]  # fmt: skip
+
+
+def horizon(record: dict[str, Any], level: str) -> str:
+    """A gradient horizon and its interval, in time where a step has a length."""
+    value = record["horizon"][level]
+    unit = " s" if record["seconds"] else ""
+    return (
+        "–"
+        if value is None
+        else f"{amount(record, value)}{unit} ({span(record, level)})".replace(" ", "\N{NO-BREAK SPACE}")
+    )
 
 
 def part(value: float | None) -> str:
@@ -99,42 +121,88 @@ def middle(values: list[float | None]) -> str:
     return "not reached" if math.isinf(told) else number(told, 2)
 
 
-def lines(records: list[dict[str, Any]]) -> list[str]:
-    """Where each network's loss is."""
-    told = {each["network"]: f"{each['network']} ({each['licence']}): {each['decision']}." for each in records}
+def sources(records: Records) -> list[str]:
+    """What each network was given, where its loss is, and what its interval is over."""
+    told = {}
+    for each in records:
+        note = f" Note: {each['note']}." if each["note"] else ""
+        told[each["network"]] = (
+            f"{each['network']} ({each['licence']}; {each['job']}). Input: {each['source']}. Loss: {each['decision']}. "
+            f"Interval over {each['count']} {each['units']}.{note}"
+        )
     return list(told.values())
 
 
 NOTES = (
-    "Lags are counted within a layer. Numbers in brackets: the least and the most over five parts of the input.",
-    "“Beyond lag K”: the norm of all terms of the weight gradient beyond K, over the whole; it can pass 100 %.",
-    "A layer whose horizon is near the length of its sequence (a word, the recording) may reach further in longer ones.",
-    "The transliterator's encoder reads every word with zeros after it, 26 steps in all: its state is read after these, "
-    "so the letters lie behind them in lag.",
-    "The gradient tells how far back the decision could be changed by learning, not which inputs it needs.",
+    "The loss is not the one that a network was trained with, which is not shipped: it is the log-odds of the network's own "
+    "decisions, right or wrong, added up. Another loss can have another horizon.",
+    "Nothing was trained. The gradient tells how far back learning could still change a decision; it does not tell which "
+    "inputs the decision needs.",
+    "In brackets: 95 % percentile bootstrap interval (2000 resamples) over the units of the input, named above. It covers "
+    "which words, sentences or stretches of the same source happened to be taken: not another source, speaker or language, "
+    "not another loss, and not another training of the network. Stretches of one recording share their past, so that theirs "
+    "is, if anything, too narrow; so is one over few units.",
+    "“Input ends at”: the farthest lag that the input holds. A horizon near it is a lower bound, which its interval "
+    "cannot pass; and decisions early in a recording have less behind them.",
+    "Lags are counted within a layer, in its own steps; what other layers, an attention or an output fed back carry is not "
+    "in it.",
+    "“Beyond 10 steps”: the norm of all terms of the weight gradient beyond lag 10, over the whole; it can pass 100 %, since "
+    "terms cancel. It is what a truncation to 10 steps would miss.",
+    "Half-life: the first lag at which a unit's part of the gradient has halved, the median over units; by their gates: ln 2 "
+    "times the timescale that the gates alone say. “Not reached”: it has not halved where the input ends.",
 )
 
 
-def html(records: list[dict[str, Any]], missing: dict[str, str]) -> str:
+def closing(records: Records) -> str:
+    """How exactly the terms add up."""
+    worst = max(each["error"] for each in records)
+    return f"Every layer's terms add up to autograd's gradient: the largest error is {number(worst, 2)} of their size."
+
+
+def left_out(missing: dict[str, str]) -> list[str]:
+    """Networks without a row, and why."""
+    return [f"Left out: {name} ({reason})." for name, reason in missing.items()]
+
+
+def html(records: Records, missing: dict[str, str]) -> str:
     """The whole page."""
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(records))
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in HEAD)
-    left_out = [f"Left out: {name} ({reason})." for name, reason in missing.items()]
-    notes = "".join(f"<li>{escape(each)}</li>" for each in (*lines(records), *NOTES, *left_out))
+    told = "".join(f"<li><strong>{escape(far)}</strong>: {escape(which)}</li>" for far, which in answer(records))
+    listed = ["".join(f"<li>{escape(each)}</li>" for each in some) for some in notes(records, missing)]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{TITLE}</title>'
-        f"<style>{variables(':root')}{STYLE}</style></head><body><h1>{TITLE}</h1>{chart(records)}"
-        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><h2>How to read it</h2><ul>{notes}</ul></body></html>\n'
+        f"<style>{variables(':root')}{STYLE}</style></head><body><h1>{TITLE}</h1><ul>{told}</ul>"
+        f"<p>{escape(MEANING)}</p>{horizons(records)}{table_html(HEAD, rows(records))}"
+        f"<h2>{BY_LAG}</h2>{arriving(records)}{table_html(HEAD_BY_LAG, rows_by_lag(records))}"
+        f"<h2>What was run</h2><ul>{listed[0]}</ul><h2>How to read it</h2><ul>{listed[1]}</ul></body></html>\n"
     )
 
 
-def markdown(records: list[dict[str, Any]], missing: dict[str, str]) -> str:
+def table_html(head: tuple[str, ...], cells: list[list[str]]) -> str:
+    """A table that scrolls by itself."""
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def table_markdown(head: tuple[str, ...], cells: list[list[str]]) -> list[str]:
+    """The same in Markdown, line by line."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+
+
+def notes(records: Records, missing: dict[str, str]) -> tuple[list[str], list[str]]:
+    """What was run, and how to read it."""
+    return [*sources(records), *left_out(missing)], [*NOTES, closing(records)]
+
+
+def markdown(records: Records, missing: dict[str, str]) -> str:
     """The documentation's page."""
-    table = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *rows(records))]
-    left_out = [f"Left out: {name} ({reason})." for name, reason in missing.items()]
-    notes = [f"- {each}" for each in (*lines(records), *NOTES, *left_out)]
+    first, second = table_markdown(HEAD, rows(records)), table_markdown(HEAD_BY_LAG, rows_by_lag(records))
+    run, read = ([f"- {each}" for each in some] for some in notes(records, missing))
     return "\n".join(
-        [f"# {TITLE}", "", "Made by `make atlas`, from docs/atlas.json.", "",
-         "![Fraction of the gradient that arrives, by lag](images/atlas.svg)", "", *table, "", *notes, ""]
+        [f"# {TITLE}", "", *(f"- **{far}**: {which}" for far, which in answer(records)), "", MEANING, "",
+         "![Gradient horizons of every layer with their intervals](images/atlas.svg)", "", *first, "",
+         f"## {BY_LAG}", "", "![Fraction of the gradient that arrives, by lag](images/atlas-arriving.svg)", "", *second, "",
+         "## What was run", "", *run, "", "## How to read it", "", *read, "",
+         "Made by `make atlas`, from docs/atlas.json.", ""]
     )  # fmt: skip

@@ -1,14 +1,11 @@
 """What is kept of one call of a layer: copies of what it ran with, and what each backward pass gave it.
 
-It is read at the edges of the call's own part of autograd's graph: hooks on the nodes that made its results see the
-direct gradients, hooks on the nodes with an edge into a weight see this call's contribution to it, before anything is
-accumulated, clipped or added from elsewhere. No node is added and no tensor replaced, so gradients are the user's to the
-last bit.
+`throughtime.hooks` reads it at the edges of the call's own part of autograd's graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +13,15 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import Variable
-from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.cells.cell import Cell, Tensors
+from throughtime.elementwise import Edge, Factor
 from throughtime.errors import InputError, RecordError, UnsupportedError
 
-Edge = tuple[Node | None, int]
 INPUT = ""  # the target that stands for a call's input
 OUTPUT = -1  # the place of a fused call's output, beside those of its states
+HELD = 1000  # added to the place of a state: the tensor made of it and of an older state, see `Held`
 
 
 @dataclass(frozen=True)
@@ -61,16 +58,18 @@ class Shared:
     sums: dict[int, Tensors] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Pass:
     """What one backward pass gave a call: by place of the result, and by place of the initial state.
 
     inner: by place of a result, what another result of the same call sends to it (in an LSTM's step h is made of c).
+    held: by place of a state, the gradient at its `Held`.
     """
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
     inner: dict[int, Tensor] = field(default_factory=dict)
     initial: dict[int, Tensor] = field(default_factory=dict)
+    held: dict[int, Tensor] = field(default_factory=dict)
     second_order: bool = False
     batched: bool = False
     finished: bool = False
@@ -79,7 +78,19 @@ class Pass:
         self.finished = True
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor that the user made of a new state and of the one before: take∘new + hold∘old + what has no gradient.
+
+    heard: the hook that keeps the gradient at it, in `Pass.held`.
+    """
+
+    take: Factor
+    hold: Tensor
+    heard: RemovableHandle
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Call:
     """One call of one layer: copies of what it ran with, and the passes that came back to it.
 
@@ -108,7 +119,9 @@ class Call:
     ends: list[Edge] = field(default_factory=list)
     told: bool = True
     follows: Call | None = None
-    between: list[Tensor] = field(default_factory=list)
+    origins: list[dict[Edge, Factor]] = field(default_factory=list)
+    between: list[Factor] = field(default_factory=list)
+    held: dict[int, Held] = field(default_factory=dict)
     external: dict[int, Tensor] = field(default_factory=dict)
     fed: tuple[Call, int] | None = None
     sent_to_input: Callable[[Tensor], None] | None = None
@@ -153,96 +166,6 @@ class Call:
         """Copy the input, so that a buffer used again after the block does not change it."""
         if self.version is not None and not self.changed:
             self.x, self.version = self.x.clone(), None
-
-
-def edge_of(tensor: Tensor) -> Edge:
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
-
-
-def edges_of(x: Tensor, initial: list[Tensor], weights: Tensors) -> tuple[dict[Edge, str | int], bool]:
-    """Each edge at which the call's contribution is read, and whether those of the states are among them.
-
-    A state given in two places cannot be told apart.
-    """
-    states = [edge_of(state) for state in initial if state.requires_grad]
-    told = len(states) == len(initial) == len(set(states)) and not (x.requires_grad and edge_of(x) in states)
-    targets: dict[Edge, str | int] = {edge: place for place, edge in enumerate(states)} if told else {}
-    return targets | {edge_of(value): name for name, value in weights.items() if value.requires_grad}, told
-
-
-def hook(
-    call: Call, results: tuple[Tensor, ...], targets: dict[Edge, str | int], stops: set[Node | None]
-) -> Iterator[RemovableHandle]:
-    """Hooks on the nodes that made the results, and on those of the call's own graph with an edge into a target."""
-    for place, result in enumerate(results):
-        if result.grad_fn is not None:
-            yield _hook_result(call, place, result)
-    own = {edge_of(result): -1 - place for place, result in enumerate(results) if result.grad_fn is not None}
-    used = set()
-    for node, edges in _into([result.grad_fn for result in results], own | targets, stops):
-        used.update(edges.values())
-
-        def at_node(grads: tuple[Tensor | None, ...], _: Any, edges: dict[int, str | int] = edges) -> None:
-            for place, target in edges.items():
-                grad = grads[place]
-                if grad is not None:
-                    call.add(target, grad)
-
-        yield node.register_hook(at_node)
-    if call.form.single:
-        call.idle = [name for name in call.expected if name not in used]
-        call.expected = [name for name in call.expected if name in used]
-
-
-def _hook_result(call: Call, place: int, result: Tensor) -> RemovableHandle:
-    """Read the gradient of a result where it enters the node that made it: after the user's own hooks on the tensor.
-
-    Where the result is a view of what the node made, it is read there: an operation in place on a view takes the
-    view's own node out of the graph.
-    """
-    base = result._base
-    source = base if base is not None and base.grad_fn is not None and base.numel() == result.numel() else result
-    node, number = edge_of(source)
-    assert node is not None
-    shape, stride, offset = source.shape, source.stride(), result.storage_offset() - source.storage_offset()
-    seen = (result.shape, result.stride(), offset)
-
-    def before(grads: tuple[Tensor | None, ...]) -> None:
-        grad = grads[number]
-        now = None if grad is None else call.receive(grad)
-        if grad is not None and now is not None:
-            laid = torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device).copy_(grad.detach())
-            now.outputs[place] = laid.as_strided(*seen)
-
-    return node.register_prehook(before)
-
-
-def _into(
-    starts: list[Node | None], targets: dict[Edge, str | int], stops: set[Node | None]
-) -> Iterator[tuple[Node, dict[int, str | int]]]:
-    """The nodes of the graph between the results and the call's arguments that have an edge into a target.
-
-    Autocast's cast of a target counts as the target: it is cached, so that other calls may share it.
-    """
-    waiting = [node for node in dict.fromkeys(starts) if node is not None]
-    seen: set[Node] = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        edges = {}
-        for place, (following, number) in enumerate(node.next_functions):
-            if following is None:
-                continue
-            name = targets.get((following, number))
-            if name is None and following not in stops and following.name() == "ToCopyBackward0":
-                name = targets.get(following.next_functions[0])
-            if name is not None:
-                edges[place] = name
-            elif following not in seen and following not in stops:
-                seen.add(following)
-                waiting.append(following)
-        if edges:
-            yield node, edges
 
 
 def check(call: Call) -> None:

@@ -1,235 +1,118 @@
 """Calls that pass their states on, as one sequence: windows of truncated BPTT, the user's own loop over a cell.
 
-A call follows another when its initial states are those that the other made, as they are or multiplied by something on the
-way (a `done` mask, dropout on the state). What reaches a state by another way round, through what feeds a later input of the
-layer (an output fed back, attention), is kept apart as external.
+A call follows another when its initial states are made of those that the other made, number by number: as they are,
+multiplied by something on the way (a `done` mask, dropout on the state), or mixed with the states that the other was given
+(zoneout, a state that is held where a sequence pauses or has ended).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import OUTPUT, Call, Edge, edge_of
+from throughtime.calls import HELD, Call, Held
 from throughtime.cells.cell import Cell, Weights, pull_by_autograd
+from throughtime.elementwise import Edge, Factor, Reader, filled, plus, times
 from throughtime.errors import UnsupportedError
-from throughtime.runs import NOTHING, Run, besides, run_of
-
-SAME_ORDER = {  # operations that leave every entry where it is, in a flattened tensor
-    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
-    *("ToCopyBackward0", "SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "ViewBackward"),
-}
-FARTHEST = 64  # operations between two states that are looked through
+from throughtime.hooks import edge_of, hear_held
+from throughtime.runs import Run, Start, besides, run_of
+from throughtime.ways import Ways
 
 
-def link(call: Call, initial: list[Tensor], open_ends: dict[int, Call]) -> None:
-    """Find the call whose states this one was given, among earlier ones that no call follows yet (by id, in order)."""
-    if call.form.directions > 1 or not all(state.requires_grad for state in initial):
+def link(call: Call, initial: list[Tensor], ways: Ways) -> Iterator[RemovableHandle]:
+    """Find the call whose states this one was given, among earlier ones that no call follows yet.
+
+    Sets `follows`, `between` and `origins` of the call, and `held` of the one that it follows, which the hooks hear.
+    """
+    for state in initial:
+        call.origins.append(dict(Reader(state, {}).descend(edge_of(state))) if state.requires_grad else {})
+    call.between = [_own(next(iter(origin.values()), None)) for origin in call.origins]
+    if not all(call.origins):
+        yield from ways.parted([node for state in initial if (node := _node(state)) is not None])
         return
-    for before in reversed(open_ends.values()):
+    for before in reversed(ways.open_ends.values()) if call.form.directions == 1 else ():
         if before.form.batch_sizes is not None or len(before.ends) != len(initial):
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
             continue
-        try:
-            factors = [
-                _factor(edge_of(state), end, state, FARTHEST) for state, end in zip(initial, before.ends, strict=True)
-            ]
-        except RuntimeError:  # a factor in a layout that is not the state's
+        read = [_way(state, before, place, ways) for place, state in enumerate(initial)]
+        found = [way for way in read if way is not None]
+        if len(found) < len(read):
             continue
-        found = [factor for factor in factors if factor is not None]
-        if len(found) == len(initial):
-            call.follows = open_ends.pop(id(before))
-            call.between = [_rows(factor.detach(), state).clone() for factor, state in zip(found, initial, strict=True)]
-            return
+        call.follows = ways.open_ends.pop(id(before))
+        call.origins = [dict(way.chain) for way in found]
+        call.between = [_own(way.chain[0][1]) for way in found]
+        for place in list(before.held):
+            before.held.pop(place).heard.remove()
+        for place, way in enumerate(found):
+            if way.hold is not None:
+                yield _hold(before, place, way)
+                ways.add_held(before, place, way.chain[-1][0])
+        yield from ways.parted([node for way in found for node in way.others])
+        return
+    yield from ways.parted([node for state in initial if (node := _node(state)) is not None])
 
 
-def _factor(edge: Edge, end: Edge, state: Tensor, depth: int) -> Tensor | None:
-    """What a state is multiplied by between `end` and `edge`, entry by entry; None where the way is another one."""
-    node = edge[0]
-    if edge == end:
-        return state.new_ones(())
-    if node is None or depth == 0:
+def _own(factor: Factor) -> Factor:
+    """A copy: the user may write to a mask."""
+    return None if factor is None else factor.clone()
+
+
+def _node(state: Tensor) -> Node | None:
+    return edge_of(state)[0] if state.requires_grad else None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a state was made of those of a call. chain: see `Reader.descend`; its last, the origin, is take∘new + hold∘old."""
+
+    chain: list[tuple[Edge, Factor]]
+    take: Factor
+    hold: Tensor | None
+    others: list[Node]
+
+
+def _way(state: Tensor, before: Call, place: int, ways: Ways) -> _Way | None:
+    """The way from a state of a call to one that was given to a later call; None where it was not made of it."""
+    end, old = before.ends[place], before.origins[place]
+    reader = Reader(state, old | {end: None}, ways.known, (before, HELD + place))
+    chain = reader.descend(edge_of(state))
+    arrived = reader.arrivals(chain[-1][0])
+    if end not in arrived:
         return None
-    inputs, name = list(node.next_functions), node.name()
-    if name in SAME_ORDER and inputs:
-        return _factor(inputs[0], end, state, depth - 1)
-    if name not in ("MulBackward0", "WhereBackward0", "AddBackward0"):
-        return None
-    saved: Any = node
-    parts = []
-    for place, following in enumerate(inputs):
-        factor = _factor(following, end, state, depth - 1)
-        if factor is None:
-            continue
-        if name == "MulBackward0":
-            other = saved._saved_other if place == 0 else saved._saved_self
-            if other is None or (other.requires_grad and _factor(edge_of(other), end, state, depth - 1) is not None):
-                return None
-            factor = _rows(factor, state) * _rows(other, state)
-        elif name == "WhereBackward0":
-            condition = _rows(saved._saved_condition.to(state.dtype), state)
-            factor = _rows(factor, state) * (condition if place == 0 else 1 - condition)
-        elif place == 1 and saved._saved_alpha != 1:
-            return None
-        parts.append(factor)
-    return torch.stack([_rows(part, state) for part in parts]).sum(0) if parts else None
+    parts = [filled(times(by, old[edge]), state) for edge, by in arrived.items() if edge != end]
+    return _Way(chain, arrived[end], torch.stack(parts).sum(0) if parts else None, reader.others)
 
 
-def _rows(value: Tensor, state: Tensor) -> Tensor:
-    """A value for each sequence, entry or all, spread to the shape of the state."""
-    if value.numel() == state.numel():
-        return value.reshape(state.shape)
-    if value.ndim and value.shape[-1] == 1 and value.numel() == state.shape[:-1].numel():  # in another layout
-        return value.reshape(*state.shape[:-1], 1).expand(state.shape)
-    return value.expand(state.shape)
+def _hold(call: Call, place: int, way: _Way) -> RemovableHandle:
+    assert way.hold is not None
+    heard = hear_held(call, way.chain[-1][0], place)
+    call.held[place] = Held(_own(way.take), way.hold, heard)
+    return heard
 
 
-class Ways:
-    """The ways round outside a layer: from an input of a call, through the user's operations, to states of earlier calls.
+def mixed(made: Tensor, ways: Ways) -> Iterator[RemovableHandle]:
+    """Look at the result of an operation after the layer's last calls: is it their new state, in part the old one?
 
-    Only what a call sends to its input goes this way: an operation on it may pass on other gradients too (a loss on an
-    output that is fed back, the way of the states themselves), and then runs once more on this part alone.
-
-    cut: whether states came back by another way than those that `link` follows. lost: whether some operation could not run
-    again, so that the part is not known. open_ends: calls that none follows.
+    The last call of a loop has none that follows it, and its held state is known by its factors, which add up to 1.
     """
-
-    def __init__(self) -> None:
-        self.lost = self.cut = False
-        self.open_ends: dict[int, Call] = {}
-        self._calls: dict[Edge, tuple[Call, int]] = {}
-        self._makers: set[Node] = set()
-        self._leads: dict[Node, bool] = {}  # operations seen so far: whether a state lies behind
-        self._arrived: dict[tuple[int, Node], dict[int, Tensor]] = {}
-
-    def close(self) -> None:
-        """Let go of the graph."""
-        for held in (self.open_ends, self._calls, self._makers, self._leads, self._arrived):
-            held.clear()
-
-    def add(self, call: Call, output: Tensor) -> None:
-        """Know the states and the output that a call made, for the inputs of later ones."""
-        self.open_ends[id(call)] = call
-        made = list(enumerate(call.ends))
-        if not call.form.single:
-            made.append((OUTPUT, edge_of(output)))
-        for place, edge in made:
-            self._calls[edge] = call, place
-            if edge[0] is not None:
-                self._makers.add(edge[0])
-
-    def behind(self, call: Call, x: Tensor, initial: list[Tensor]) -> Iterator[RemovableHandle]:
-        """Hooks on the operations between the call's input and states; sets `call.fed` and `call.sent_to_input`."""
-        if not x.requires_grad or not self._calls:
-            return
-        node, number = edge = edge_of(x)
-        fed = self._calls.get(edge)
-        if fed is not None and edge not in [edge_of(state) for state in initial if state.requires_grad]:
-            call.sent_to_input = lambda grad: self._told(*fed, grad)
-        else:
-            call.fed = fed
-        if node is None or node in self._makers:
-            return
-        yield from self._walk(node)
-        if self._leads[node]:
-            call.sent_to_input = lambda grad: self._arrive(node, number, grad.detach().clone())
-
-    def parted(self, call: Call, initial: list[Tensor]) -> Iterator[RemovableHandle]:
-        """Note where the states of a call come from earlier ones of the layer by a way that is not followed."""
-        for state in initial if call.follows is None else []:
-            node = edge_of(state)[0] if state.requires_grad else None
-            if node is not None:
-                if node not in self._makers and node not in self._leads:
-                    yield from self._walk(node)
-                self.cut |= node in self._makers or self._leads[node]
-
-    def _walk(self, start: Node) -> Iterator[RemovableHandle]:
-        waiting = [start]
-        while waiting:
-            node = waiting[-1]
-            following = [(place, edge) for place, edge in enumerate(node.next_functions) if edge[0] is not None]
-            if node not in self._leads:
-                self._leads[node] = False
-                waiting += [
-                    edge[0]
-                    for _, edge in following
-                    if edge[0] is not None and edge[0] not in self._makers and edge[0] not in self._leads
-                ]
+    edge = edge_of(made)
+    for call in ways.open_ends.values():
+        for place, state in enumerate(call.initial):
+            if place in call.held or state.numel() != made.numel():
                 continue
-            waiting.pop()
-            onward = [
-                (place, edge)
-                for place, edge in following
-                if edge in self._calls or (edge[0] is not None and self._leads.get(edge[0]))
-            ]
-            if onward and not self._leads[node]:
-                self._leads[node] = True
-                yield self._listen(node, onward)
-
-    def _listen(self, node: Node, onward: list[tuple[int, Edge]]) -> RemovableHandle:
-        def at_node(sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> None:
-            arrived = self._arrived.pop((torch._C._current_graph_task_id(), node), None)
-            if arrived is None:
-                return
-            parts = _passed_on(node, arrived, sent, received)
-            self.lost |= parts is None
-            for place, edge in onward if parts else ():
-                part = parts[place] if parts else None
-                if part is None:
-                    continue
-                if edge in self._calls:
-                    self._told(*self._calls[edge], part)
-                elif edge[0] is not None:
-                    self._arrive(edge[0], edge[1], part.detach().clone())
-
-        return node.register_hook(at_node)
-
-    @staticmethod
-    def _told(call: Call, place: int, part: Tensor) -> None:
-        wide = part.detach().to(torch.promote_types(part.dtype, torch.float32), copy=True)
-        call.external[place] = call.external[place] + wide if place in call.external else wide
-
-    def _arrive(self, node: Node, number: int, part: Tensor) -> None:
-        """Add to what reaches an output of an operation in the pass that is running."""
-        there = self._arrived.setdefault((torch._C._current_graph_task_id(), node), {})
-        there[number] = there[number] + part if number in there else part
-
-
-def _passed_on(
-    node: Node, arrived: dict[int, Tensor], sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]
-) -> Sequence[Tensor | None] | None:
-    """What an operation sends on of a part of what it received; None where it cannot be known."""
-    parts = [arrived.get(number) for number in range(len(received))]
-    if all(_same(part, whole) for part, whole in zip(parts, received, strict=True)):
-        return sent
-    if isinstance(node, BackwardCFunction) or torch.is_grad_enabled():  # the user's own code is not run twice
-        return None
-    given = [
-        part if part is None or whole is None else part.to(whole.dtype).reshape(whole.shape)
-        for part, whole in zip(parts, received, strict=True)
-    ]
-    operation: Any = node
-    try:
-        again = operation(*given)
-    except Exception:  # saved tensors that can be read once only, as under a checkpoint
-        return None
-    return again if isinstance(again, tuple) else (again,)
-
-
-def _same(part: Tensor | None, whole: Tensor | None) -> bool:
-    if part is None or whole is None:
-        return part is whole
-    close = float((whole - part.reshape(whole.shape)).norm()) <= NOTHING.get(whole.dtype, 2e-2) * float(whole.norm())
-    return close
+            way = _way(made, call, place, ways)
+            if way is None or way.hold is None or way.chain[-1][0] != edge:
+                continue
+            if float((plus(way.take, way.hold, made) - 1).abs().max()) <= 1e-5:
+                yield _hold(call, place, way)
+                ways.add_held(call, place, edge)
 
 
 def runs_of(calls: list[Call]) -> list[Run]:
@@ -253,27 +136,29 @@ def runs_of(calls: list[Call]) -> list[Run]:
 
 def _chained(chain: list[Call], runs: list[Run]) -> Run:
     first, last = runs[0], runs[-1]
-    if len(runs) == 1:
-        return replace(first, external=_external(runs, chain))
     at_states: dict[int, list[Tensor]] = {}
-    starts: list[tuple[int, list[Tensor], list[Tensor]]] = []
+    at_held: dict[int, list[Tensor]] = {}
+    starts: list[Start] = []
     step = 0
-    for place, run in enumerate(runs):
-        for own, states in run.at_states.items():
-            assert own == -1
-            ending = states
-            if run is not last:
-                ending = _entering(run, runs[place + 1], chain[place + 1])
-            at_states[-1 if run is last else step + run.steps - 1] = ending
+    origins = [_at_origins(call, run) for call, run in zip(chain, runs, strict=True)]
+    for place, (run, call) in enumerate(zip(runs, chain, strict=True)):
         if place:
-            working = run.x.dtype
-            factors = [
-                _rows(factor.to(working), state).reshape(state.shape)
-                for factor, state in zip(chain[place].between, run.initial, strict=True)
-            ]
-            starts.append((step, run.initial, factors))
+            starts.append(Start(step, run.initial, _filled(call.between, run), *_mixture(chain[place - 1], run)))
         step += run.steps
-    plain = all(bool((factor == 1).all()) for _, _, factors in starts for factor in factors)
+        end = -1 if run is last else step - 1
+        new, at_origin = run.at_states[-1], origins[place]
+        if run is not last:
+            at_origin = _entering(at_origin, runs[place + 1], chain[place + 1], origins[place + 1])
+        at_held[end], at_states[end] = [], []
+        for state, (value, entering, takes) in enumerate(zip(new, at_origin, _mixture(call, run)[0], strict=True)):
+            held = state in call.held
+            direct = besides(value, takes * origins[place][state], run.dtype) if held else entering
+            at_states[end].append(direct)
+            at_held[end].append(entering if held else torch.zeros_like(entering))
+    held = any(call.held for call in chain)
+    at_initial = first.at_initial
+    if held and at_initial is not None:  # told at the origin, as which the state is carried on
+        at_initial = _sent_back(first, chain[0], origins[0])
     return replace(
         first,
         x=torch.cat([run.x for run in runs]),
@@ -281,9 +166,12 @@ def _chained(chain: list[Call], runs: list[Run]) -> Run:
         carries=None
         if first.carries is None
         else torch.cat([first.carries, *(run.carries[1:] for run in runs[1:] if run.carries is not None)]),
+        at_initial=at_initial,
         at_output=torch.cat([run.at_output for run in runs]),
         at_states=at_states,
+        at_held=at_held,
         external=_external(runs, chain),
+        external_held=_external(runs, chain, HELD),
         external_output=None
         if all(run.external_output is None for run in runs)
         else torch.cat(
@@ -291,24 +179,54 @@ def _chained(chain: list[Call], runs: list[Run]) -> Run:
         ),
         masks=[torch.cat(parts) for parts in zip(*(run.masks for run in runs), strict=True)],
         starts=starts,
-        passed=not plain,
+        first_masks=_filled(chain[0].between, first),
+        ended=_mixture(chain[-1], last),
+        passed=any(factor is not None and bool((factor != 1).any()) for call in chain[1:] for factor in call.between),
+        held=held,
         lengths=last.lengths,
     )
 
 
-def _entering(run: Run, after: Run, call: Call) -> list[Tensor]:
-    """What enters at a run's last states besides what the next run sends back to them."""
-    factors = [
-        _rows(factor.to(run.x.dtype), state).reshape(state.shape)
-        for factor, state in zip(call.between, after.initial, strict=True)
+def _filled(factors: Sequence[Factor], run: Run) -> list[Tensor]:
+    """For each state, its factor (N, B, width); 1 where none is given."""
+    given = factors or [None] * len(run.initial)
+    return [filled(factor, state) for factor, state in zip(given, run.initial, strict=True)]
+
+
+def _mixture(call: Call, run: Run) -> tuple[list[Tensor], list[Tensor]]:
+    """For each state (N, B, width) what the new and what the older one are multiplied by in the origin that follows."""
+    held = [call.held.get(place) for place in range(len(run.initial))]
+    takes = _filled([None if each is None else each.take for each in held], run)
+    holds = [
+        torch.zeros_like(state) if each is None else filled(each.hold, state)
+        for each, state in zip(held, run.initial, strict=True)
     ]
-    sent = after.at_initial
+    return takes, holds
+
+
+def _at_origins(call: Call, run: Run) -> list[Tensor]:
+    """For each state (N, B, width), all that reaches the origin which is made of it: the state itself where none is held."""
+    out = []
+    for place, new in enumerate(run.at_states[-1]):
+        there = [each.held[place].to(new).reshape(new.shape) for each in call.passes.values() if place in each.held]
+        out.append(torch.stack([torch.zeros_like(new), *there]).sum(0) if place in call.held else new)
+    return out
+
+
+def _sent_back(run: Run, call: Call, at_origins: list[Tensor]) -> list[Tensor]:
+    """For each state, what a run sends back to the origin before it: by its states, and past itself where they are held."""
+    sent = run.at_initial
     if sent is None:
-        sent = [state[None] for state in run.form.cell.split(_pull(after))]
-    return [
-        besides(whole, back * factor, NOTHING.get(run.dtype, 2e-2))
-        for whole, back, factor in zip(run.at_states[-1], sent, factors, strict=True)
-    ]
+        sent = [state[None] for state in run.form.cell.split(_pull(run))]
+    masks, holds = _filled(call.between, run), _mixture(call, run)[1]
+    parts = zip(sent, masks, at_origins, holds, strict=True)
+    return [back * mask + whole * hold for back, mask, whole, hold in parts]
+
+
+def _entering(whole: list[Tensor], after: Run, call: Call, at_origins: list[Tensor]) -> list[Tensor]:
+    """What enters at the origins of a run's states besides what the next run, of this call, sends back to them."""
+    sent = _sent_back(after, call, at_origins)
+    return [besides(value, back, after.dtype) for value, back in zip(whole, sent, strict=True)]
 
 
 def _single(run: Run) -> tuple[Cell, Weights, Tensor, Tensor]:
@@ -329,8 +247,8 @@ def _pull(run: Run) -> Tensor:
     return pull_by_autograd(cell, w, run.x[0], before, adjoint).carry
 
 
-def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
-    """Step → for each state, what reaches it from outside; the step −1 is each sequence's own last."""
+def _external(runs: list[Run], chain: list[Call], base: int = 0) -> dict[int, list[Tensor]]:
+    """Step → for each state, what reaches it from outside; the step −1 is each sequence's own last. base: HELD for origins."""
     ends = list(accumulate(run.steps for run in runs))
     out: dict[int, list[Tensor]] = {}
 
@@ -342,10 +260,10 @@ def _external(runs: list[Run], chain: list[Call]) -> dict[int, list[Tensor]]:
 
     for place, (run, call) in enumerate(zip(runs, chain, strict=True)):
         for state, sent in call.external.items():
-            if state != OUTPUT:
-                add(place, state, sent)
-        if call.fed is not None and call.fed[0] in chain:
-            add(chain.index(call.fed[0]), call.fed[1], _to_input(run))
+            if base <= state < base + HELD:
+                add(place, state - base, sent)
+        if call.fed is not None and call.fed[0] in chain and base <= call.fed[1] < base + HELD:
+            add(chain.index(call.fed[0]), call.fed[1] - base, _to_input(run))
     return out
 
 

@@ -48,6 +48,19 @@ fail_option = click.option(
     show_default=True,
     help="The least severity of a finding that makes the exit code 1. Rules in preview never do.",
 )
+
+
+def _by_array(_: Any, option: Any, values: tuple[str, ...]) -> str | dict[str, str] | None:
+    """A number, or numbers by the arrays' names: NUMBER or NAME=NUMBER, each at most once."""
+    said: dict[str, str] = {}
+    for value in values:
+        name, _, number = value.rpartition("=")
+        if name in said:
+            raise click.BadParameter(f"{value} beside {said[name]}: one number for each array", param=option)
+        said[name] = number
+    return (said[""] if list(said) == [""] else said) or None
+
+
 file_options = (
     click.option(
         "--trust", is_flag=True, help="A file of weights may run code: pickles of whole modules, TorchScript."
@@ -71,8 +84,24 @@ file_options = (
     click.option(
         "--z", type=click.Choice(["keeps", "takes"]), help="A file of GRU weights: what z multiplies; default keeps."
     ),
-    click.option("--scale", help="A file of weights: what integers are multiplied by, such as 1/128."),
+    click.option(
+        "--scale",
+        multiple=True,
+        callback=_by_array,
+        metavar="[NAME=]NUMBER",
+        help="A file of weights: what integers are multiplied by, such as 1/128, or those of one array. May be repeated.",
+    ),
+    click.option(
+        "--zero-point",
+        multiple=True,
+        callback=_by_array,
+        metavar="[NAME=]NUMBER",
+        help="A file of weights: what is taken from integers before they are multiplied; default 0. May be repeated.",
+    ),
     click.option("--forget-bias", help="A file of LSTM weights: what the runtime adds to the forget gate's logit."),
+    click.option("--initial-h", help="A file of weights: the array that holds the state at the begin, or zero."),
+    click.option("--initial-c", help="A file of LSTM weights: likewise of the cell."),
+    click.option("--peephole", help="A file of LSTM weights: the array of the peepholes i, f, o, or three: a,b,c."),
 )
 input_options = _together(
     click.argument("model"),
@@ -298,7 +327,7 @@ def explore(flow: Path | None, output: Path, preset: str | None, list_presets: b
 @_together(*file_options)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout.")
 @_guarded
-def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
+def inspect(file: str, trust: bool, form: str, **said: Any) -> None:
     """The recurrent layers that FILE holds: cell, shapes, convention, and what the weights alone tell.
 
     FILE: a state dict, .pt2, safetensors, ONNX, Keras or .npz. A stack has a line of its own, then its parts.
@@ -319,7 +348,10 @@ def inspect(file: str, trust: bool, form: str, **said: str | None) -> None:
             click.echo(f"{each.name}{direction}: {each.lacks}")
             continue
         words = ", ".join(f"{name} {word}" for name, word in each.convention.told().items() if name != "cell" and word)
-        click.echo(f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}")
+        begins = "; begins at a state of the file" if each.initial_state else ""
+        click.echo(
+            f"{each.name}{direction}: {each.convention.cell}, {each.inputs} inputs, {each.units} units; {words}{begins}"
+        )
         for finding in each.findings:
             click.echo(f"  {finding.code} {finding.name} [{finding.severity}] {finding.message}")
 
@@ -365,16 +397,10 @@ def _diagnosed(
     total: bool | None,
     seed: int,
     trust: bool,
-    cell: str | None,
-    gates: str | None,
-    layout: str | None,
-    reset: str | None,
-    z: str | None,
-    scale: str | None,
-    forget_bias: str | None,
     verify: bool,
     verify_steps: int,
     verify_seeds: int,
+    **said: Any,
 ) -> Report:
     from throughtime.errors import InputError
     from throughtime.progress import bar
@@ -385,17 +411,18 @@ def _diagnosed(
         from throughtime import sources
         from throughtime.diagnosis.diagnose import diagnose as run
 
-        said = {"cell": cell, "gates": gates, "layout": layout, "reset": reset, "z": z}
-        said |= {"scale": scale, "forget_bias": forget_bias}
         convention = {name: word for name, word in said.items() if word is not None}
         wanted: str | None = None
         if sources.is_file(model):
             wanted, layers = (_one(layers), ())
         try:
             network, factory = sources.model(model, convention, seed, wanted, trust)
+            batches: Any = None
+            if run_graph:
+                network, batches = sources.in_graph(network, model, wanted, data)
             return run(
                 network,
-                sources.graph_data(model, wanted, data) if run_graph else sources.data(data),
+                batches if run_graph else sources.data(data),
                 None if loss is None else sources.named(loss),
                 needed_lag,
                 None if history is None else sources.history(history),

@@ -178,6 +178,7 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         source = trace.x if trace.source is None else trace.source
         demand = measure(trace.at_output, source, method=asked.demand, lengths=trace.ends())
     horizon, cancellation = ledger.horizon(), ledger.cancellation()
+    external, external_by_lag = _external(lin, reference, asked)
     adjoint = adjoints.finish()
     missing = _left_out(trace, asked)
     if own:
@@ -228,7 +229,8 @@ def _layer(trace: Trace, asked: _Asked, progress: Callable[[int, int], None]) ->
         reverse=trace.reverse,
         inner=trace.inner,
         module=trace.module or trace.name,
-        external=_external(lin, reference),
+        external=external,
+        external_by_lag=external_by_lag,
         weights={} if trace.cell.compound else _weights(trace),
     )
 
@@ -302,11 +304,16 @@ def _terms(lin: Linearization, gradient: torch.Tensor) -> dict[str, torch.Tensor
     return sums.total()
 
 
-def _external(lin: Linearization, reference: dict[str, torch.Tensor]) -> float | None:
-    """The share of G that came round outside the layer."""
+def _external(
+    lin: Linearization, reference: dict[str, torch.Tensor], asked: _Asked
+) -> tuple[float | None, np.ndarray | None]:
+    """The share of G that came round outside the layer, and the same by lag (T,)."""
     if lin.trace.external is None:
-        return None
+        return None, None
     made = _terms(lin, lin.trace.external)
     inner = sum(float((made[name].double() * whole.double()).sum()) for name, whole in reference.items())
     size = sum(float(whole.double().square().sum()) for whole in reference.values())
-    return inner / size if size else float("nan")
+    apart = Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative)
+    shares = Ledger(apart, reference, bias="horizon", levels=())
+    sweep(apart, [shares], asked.tolerance, asked.max_lag)
+    return (inner / size if size else float("nan")), shares.share()

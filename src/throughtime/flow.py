@@ -160,7 +160,7 @@ class LayerFlow:
     that reach back to each lag. bare: whether the model is this layer itself.
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
-    None where nothing does, and in parts of a stack (the whole tells it); its lags are counted from where it enters again.
+    None where nothing does; external_by_lag: the same by lag, counted from where it enters again, NaN beyond the tail's first.
     opposite: of a whole told in both directions, the flow that holds the other sign of the offset, None elsewhere; index i of
     the reverse one is i steps ahead, and its index 0 is empty but for the adjoints.
     module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
@@ -200,6 +200,7 @@ class LayerFlow:
     bare: bool = False
     reverse: bool = False
     external: float | None = None
+    external_by_lag: Array | None = None
     module: str = ""
     inner: bool = False
     opposite: str | None = None

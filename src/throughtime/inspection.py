@@ -14,10 +14,10 @@ from throughtime.diagnosis.diagnose import diagnose
 from throughtime.diagnosis.finding import Finding
 from throughtime.diagnosis.rule import registry
 from throughtime.errors import InputError, ThroughtimeError
-from throughtime.importers.convention import Convention, recurrent
+from throughtime.importers.beside import WithInitialState
+from throughtime.importers.convention import Convention
 from throughtime.importers.importer import Found
-from throughtime.importers.load import layers, made_of, read_as
-from throughtime.importers.stack import Merged, merged, whole
+from throughtime.importers.load import layers, made_of, read_as, stacks_of, whole_of
 from throughtime.recurrent import Recurrent
 
 STEPS = 2  # of the probe: what is read of the weights does not depend on the data
@@ -29,8 +29,8 @@ class Inspected:
 
     convention: how it is read, from the file and from what was said; None where a word is missing, or it is refused: `lacks`
     says what. inputs, units: D and H, where it could be read. findings: of the rules that need the weights alone. stack: the
-    name of the whole that it is a part of, or "". parts: names, of a whole stack; lacks says why it cannot be
-    loaded whole.
+    name of the smallest whole that it is a part of, or "". parts: names, of a whole stack; lacks says why it cannot be
+    loaded whole. initial_state: whether it begins at a state of the file's, other than zero.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Inspected:
     findings: tuple[Finding, ...]
     stack: str = ""
     parts: tuple[str, ...] = ()
+    initial_state: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain Python, for JSON."""
@@ -50,45 +51,46 @@ class Inspected:
         return vars(self) | {"convention": words, "findings": found}
 
 
-def inspect(file: str | Path, trust: bool = False, **said: str) -> list[Inspected]:
+def inspect(file: str | Path, trust: bool = False, **said: Any) -> list[Inspected]:
     """The recurrent layers that a file holds, each stack before its parts.
 
     trust, said: as of `throughtime.load`. Raises InputError as it does.
     """
-    held, told, seen = layers(file, trust), [], {""}
+    held, told = layers(file, trust, said), []
+    stacks = stacks_of(held)
     for found in held:
-        if found.stack not in seen:
-            seen.add(found.stack)
-            told.append(
-                _whole(found.stack, [each for each in held if each.stack == found.stack], str(file), dict(said))
-            )
+        told += [_whole(name, stacks.pop(name), str(file), dict(said)) for name in found.stacks if name in stacks]
         told.append(_inspected(found, str(file), said))
     return told
 
 
-def _whole(name: str, parts: list[Found], file: str, said: dict[str, str]) -> Inspected:
+def _whole(name: str, parts: list[Found], file: str, said: dict[str, Any]) -> Inspected:
     """A stack, loaded to see whether it can be."""
     names = tuple(each.name for each in parts)
     try:
-        made = merged(whole([(each, made_of(each, file, said)) for each in parts], name), parts, name)
+        made: Any = whole_of(parts, name, file, said)
         convention = read_as(parts[0], file, said)
     except ThroughtimeError as error:
         return Inspected(name, False, None, f"{error.got}; expected {error.expected}", None, None, (), parts=names)
-    inner: Any = made.layer if isinstance(made, Merged) else made
-    return Inspected(name, False, convention, "", inner.input_size, inner.hidden_size, (), parts=names)
+    begins = any(isinstance(each, WithInitialState) for each in made.modules())
+    inner: Any = next(each for each in made.modules() if isinstance(each, nn.RNNBase))
+    return Inspected(
+        name, False, convention, "", inner.input_size, inner.hidden_size, (), parts=names, initial_state=begins
+    )
 
 
-def _inspected(found: Found, file: str, said: Mapping[str, str]) -> Inspected:
-    lacks, convention, layer = found.refused, None, None
+def _inspected(found: Found, file: str, said: Mapping[str, Any]) -> Inspected:
+    lacks, convention, layer, states = found.refused, None, None, None
     if not lacks:
         try:
             convention = read_as(found, file, dict(said))
-            layer = recurrent(found.arrays, convention)
+            layer, states = made_of(found, file, dict(said))
         except InputError as error:
-            lacks, convention = f"{error.got}; expected {error.expected}", None
+            lacks, convention, layer = f"{error.got}; expected {error.expected}", None, None
     inputs, units = (None, None) if layer is None else (layer.input_size, layer.hidden_size)
     findings = () if layer is None else of_weights(layer)
-    return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings, found.stack)
+    begins, stack = states is not None, next(reversed(list(found.stacks)), "")
+    return Inspected(found.name, found.reverse, convention, lacks, inputs, units, findings, stack, initial_state=begins)
 
 
 def of_weights(layer: Recurrent | nn.LSTM) -> tuple[Finding, ...]:

@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from throughtime.calls import Call, Edge, Form, edge_of
-from throughtime.cells.cell import Tensors
-from throughtime.runs import Run, besides, input_gradient, run_of
+from throughtime.calls import Call, Form
+from throughtime.elementwise import Edge
+from throughtime.hooks import edge_of
+from throughtime.runs import NOTHING, Run, besides, input_gradient, run_of
 from throughtime.scaled import power_of_two
 from throughtime.series import Level, Sent, Series, levels_of, outputs_of, widened
 
 SERIES = "series"
 """Of the whole of several modules."""
-SAME = {torch.float64: 1e-11, torch.float32: 1e-4}  # of what came from above by two ways; lower precisions: 5e-2
+LOOSE = 50  # what came from above by two ways differs by this times the rounding of one
 IDENTITY = "BackwardHookFunctionBackward"  # the node by which torch calls a module's full backward hooks
 RANGE = -36.0
 """log10 of what single precision holds beside the largest number of a step."""
@@ -121,12 +122,14 @@ class Passages:
         self._weights.clear()
         self.lost = ""
 
-    def add(self, call: Call, x: Tensor, initial: list[Tensor], made: tuple[Tensor, ...], weights: Tensors) -> None:
+    def add(
+        self, call: Call, x: Tensor, initial: list[Tensor], made: tuple[Tensor, ...], weights: dict[str, Edge]
+    ) -> None:
         """Know a call that has run."""
         given = [edge_of(state) for state in initial if state.requires_grad]
         results = [edge_of(result) for result in made]
         self._made.append(_Made(call, edge_of(x) if x.requires_grad else None, given, results))
-        self._weights |= {edge_of(value) for value in weights.values() if value.requires_grad}
+        self._weights |= set(weights.values())
 
     def close(self) -> None:
         """At the end of the block: find the ways, and keep those nodes only that can still run."""
@@ -319,17 +322,17 @@ def whole_of(passages: Passages, calls: list[Call], name: str) -> Series | str |
 def _from_outside(run: Run, sent: list[Sent]) -> Run:
     """A run with what enters it from outside of the series: without what later modules sent it."""
     at_output, ends = run.at_output, [state.clone() for state in run.at_states[-1]]
-    loose = SAME.get(run.dtype, 5e-2)
+    loose = LOOSE if run.dtype in NOTHING else 2.5
     outputs = [each.value[:, 0] for each in sent if each.part is None]
     if outputs:
-        at_output = besides(at_output, torch.stack(outputs).sum(0).to(at_output.dtype), loose)
+        at_output = besides(at_output, torch.stack(outputs).sum(0).to(at_output.dtype), run.dtype, loose)
     for state, whole in enumerate(ends):
         part = torch.zeros_like(whole)
         for each in sent:
             if each.part is not None and each.state == state:
                 layer = run.form.layers - 1 - each.level
                 part[layer * run.form.directions + each.part] += each.value[0].to(whole.dtype)
-        ends[state] = besides(whole, part, loose) if part.any() else whole
+        ends[state] = besides(whole, part, run.dtype, loose) if part.any() else whole
     return replace(run, at_output=at_output, at_states={**run.at_states, -1: ends})
 
 

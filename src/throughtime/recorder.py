@@ -1,7 +1,7 @@
 """Record one backward pass of the user's own training step, leaving the model exactly as it was.
 
 A function mode sees the arrays with which the fused call really ran (parametrizations, functional_call and tied weights
-included); `throughtime.calls` reads what the backward pass gave this very call. Nothing here raises inside the user's
+included); `throughtime.hooks` reads what the backward pass gave this very call. Nothing here raises inside the user's
 step: what cannot be explained is told when the traces are asked for.
 """
 
@@ -17,38 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from throughtime import own
-from throughtime.calls import INPUT, Call, Form, Shared, edge_of, edges_of, hook
-from throughtime.cells import GRU, LSTM, RNN
+from throughtime.calls import INPUT, Call, Form, Shared
 from throughtime.cells.between import Between
-from throughtime.cells.cell import Cell, Tensors
-from throughtime.cells.lstm_projected import LSTMProjected
-from throughtime.chains import Ways, link, runs_of
-from throughtime.errors import InputError, RecordError, ThroughtimeError, UnsupportedError
+from throughtime.cells.cell import Tensors
+from throughtime.chains import link, mixed, runs_of
+from throughtime.elementwise import MIXING
+from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
-from throughtime.foreign import FROM_KERAS, is_keras
+from throughtime.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.hooks import Edges, edge_of, hook, targets_of
+from throughtime.layers import recurrent_layers
 from throughtime.passages import SERIES, Passages, whole_of
 from throughtime.recurrent import Recurrent, scan
 from throughtime.runs import Run, traces_of
 from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
-
-_FUSED: dict[Any, Cell] = {
-    torch.gru: GRU(),
-    torch.lstm: LSTM(),
-    torch.rnn_tanh: RNN("tanh"),
-    torch.rnn_relu: RNN("relu"),
-}
-_CELLS: dict[Any, Cell] = {
-    torch.gru_cell: GRU(),
-    torch.lstm_cell: LSTM(),
-    torch.rnn_tanh_cell: RNN("tanh"),
-    torch.rnn_relu_cell: RNN("relu"),
-}
-_LEAVE_OUT = "name the other layers in tt.record(model, layers=[…]) to leave this one out"
+from throughtime.ways import Ways
 
 
 def record(model: nn.Module, layers: list[str] | None = None) -> Record:
@@ -68,13 +55,14 @@ class Record:
     """See `record`."""
 
     def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
-        self.layers = dict(_recurrent_layers(model, layers))
+        self.layers = dict(recurrent_layers(model, layers))
         self.calls: list[Call] = []
         self._bare = isinstance(model, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(model)
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
         self._passages = Passages()
+        self._edges = Edges()
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -90,7 +78,7 @@ class Record:
                 self._handles += self._own(name, layer)
             elif isinstance(layer, nn.RNNCellBase):
                 self._handles += _around(layer, name, self._running)
-        self._mode = _Mode(_eager(self._see))
+        self._mode = _Mode(_eager(self._see), _eager(self._after))
         self._mode.__enter__()
         return self
 
@@ -100,8 +88,10 @@ class Record:
         self._mode = None
         for ways in self._ways.values():
             ways.close()
+        self._edges.clear()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
+            call.origins.clear()
             call.sent_to_input = None
         for handle in self._handles:
             handle.remove()
@@ -120,15 +110,23 @@ class Record:
         if layer is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         try:
-            form, x, initial, weights = _arguments(func, args, layer)
+            form, x, initial, weights = arguments(func, args, layer, self._edges)
         except ThroughtimeError as error:
             self._refused.append(error.with_traceback(None))  # whose frames hold the graph
             return func(*args, **kwargs)
         started = self._start(layer, form, x, initial, weights)
-        with _Masks() if form.layers > 1 else nullcontext() as masks:
+        with Masks() if form.layers > 1 else nullcontext() as masks:
             results = func(*args, **kwargs)
         self._end(started, results if isinstance(results, tuple) else (results,), masks.seen if masks else [])
         return results
+
+    def _after(self, made: Any) -> Any:
+        """Look at what an operation of the user's made: it may hold an old state beside a new one."""
+        seen = isinstance(made, Tensor) and made.grad_fn is not None
+        if seen and not torch._C._are_functorch_transforms_active():
+            for ways in self._ways.values():
+                self._handles += mixed(made, ways)
+        return made
 
     def _start(self, layer: str, form: Form, x: Tensor, initial: list[Tensor], weights: Tensors) -> _Started:
         """What must be noted before a call runs."""
@@ -143,8 +141,10 @@ class Record:
         output, low = made[0], started.low
         if not output.requires_grad:
             return
-        targets, told = edges_of(x, initial, weights)
-        stops = {edge_of(value)[0] for value in (x, *initial, *weights.values()) if value.requires_grad}
+        edges = self._edges.of(weights)
+        targets, told = targets_of(x, initial, edges)
+        stops = {edge_of(value)[0] for value in (x, *initial) if value.requires_grad}
+        stops.update(node for node, _ in edges.values())
         call = Call(
             layer=started.layer,
             form=form,
@@ -154,21 +154,20 @@ class Record:
             shared=started.shared,
             results=[value.detach().clone() for value in (made if form.single else made[:1])],
             dtype=output.dtype if low is None or output.dtype == torch.float64 else low,
-            expected=[name for name, value in weights.items() if value.requires_grad],
+            expected=list(edges),
             masks=[mask.transpose(0, 1) if form.batch_first else mask for mask in masks],  # torch draws them time first
             ends=[edge_of(state) for state in (made if form.single else made[1:])],
             told=told,
         )
         ways = self._ways.setdefault(started.layer, Ways())
-        link(call, initial, ways.open_ends)
+        self._handles += link(call, initial, ways)
         self._handles += ways.behind(call, x, initial)
-        self._handles += ways.parted(call, initial)
         ways.add(call, output)
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
         if len(self.layers) > 1:
-            self._passages.add(call, x, initial, made, weights)
+            self._passages.add(call, x, initial, made, edges)
         self._handles += hook(call, made, targets, stops)
 
     def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
@@ -203,7 +202,7 @@ class Record:
 
     def _layer_of(self, func: Callable, args: tuple) -> str | None:
         """The recorded layer that makes this call: the one whose own list of weights, or who itself, is an argument."""
-        if func in _CELLS:
+        if func in SINGLE:
             return self._running[-1] if self._running else None
         for name, layer in self.layers.items():
             mine = layer if func is scan else layer.__dict__.get("_flat_weights")
@@ -254,9 +253,10 @@ class Record:
             )
         runs = runs_of(calls)
         made = [traces_of(run) for run in runs]
-        kinds = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
-        if len(set(kinds)) > 1:  # to be joined they need one cell
-            made = [traces_of(replace(run, passed=True)) for run in runs]
+        passed = [any(isinstance(trace.cell, Between) for trace in each) for each in made]
+        held = [run.held for run in runs]
+        if len(set(held)) > 1 or len(set(passed)) > 1:  # to be joined they need one cell
+            made = [traces_of(replace(run, passed=any(passed), held=any(held))) for run in runs]
         by_name: dict[str, list[Trace]] = {}
         for trace in chain.from_iterable(made):
             by_name.setdefault(trace.name, []).append(trace)
@@ -313,7 +313,7 @@ class Record:
         return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Started:
     """A call before it runs. copies: of its states; low: autocast's dtype, or None."""
 
@@ -329,15 +329,17 @@ class _Started:
 
 
 class _Mode(TorchFunctionMode):
-    """Shows the fused calls to a recorder."""
+    """Shows the fused calls to a recorder, and what is made by operations in which a new and an old state can meet."""
 
-    def __init__(self, see: Callable) -> None:
+    def __init__(self, see: Callable, after: Callable) -> None:
         super().__init__()
-        self.see = see
+        self.see, self.after = see, after
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is scan or func in _FUSED or func in _CELLS:
+        if func is scan or func in FUSED or func in SINGLE:
             return self.see(func, args, kwargs or {})
+        if func in MIXING and not torch.compiler.is_compiling():
+            return self.after(func(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
@@ -358,112 +360,3 @@ def _around(layer: nn.Module, name: str, running: list[str]) -> Iterator[Removab
 
     yield layer.register_forward_pre_hook(begin)
     yield layer.register_forward_hook(end, always_call=True)
-
-
-class _Masks(TorchDispatchMode):
-    """Keeps the masks of the dropout between the layers of a fused call, as the call draws and scales them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.bernoulli_.float:
-            self.seen.append(out)  # is scaled in place afterwards
-        elif func is torch.ops.aten.native_dropout.default:
-            self.seen.append(out[1] / (1 - args[1]))
-        return out
-
-
-def _arguments(func: Callable, args: tuple, layer: str) -> tuple[Form, Tensor, list[Tensor], Tensors]:
-    """The form, input, initial states (as given) and weights, by their names in the module, of a fused call."""
-    if func is scan:
-        owner, x, initial, given = args
-        form = Form(owner.cell)
-        states, weights = list(initial), {form.name(name): value for name, value in given.tensors().items()}
-    elif func in _CELLS:
-        form = Form(_CELLS[func], single=True)
-        x, state, *given = args
-        states = list(state) if isinstance(state, list | tuple) else [state]
-        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = {name: value for name, value in zip(kinds, given, strict=False) if value is not None}
-    else:
-        packed = isinstance(args[3], list | tuple)  # then the batch sizes stand before the state
-        x, state, flat, bias, layers, _, _, both, *_ = args if not packed else (args[0], *args[2:])
-        states = list(state) if isinstance(state, list | tuple) else [state]
-        directions = 2 if both else 1
-        kinds = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ())]
-        cell = _FUSED[func]
-        if len(flat) > len(kinds) * layers * directions:
-            kinds.append("weight_hr")
-            cell = LSTMProjected(projected=states[0].shape[-1])
-        form = Form(cell, layers, directions, not packed and bool(args[8]), args[1] if packed else None, function=func)
-        places = [(k, d) for k in range(layers) for d in range(directions)]
-        weights = dict(zip((form.name(kind, k, d) for k, d in places for kind in kinds), flat, strict=True))
-    if torch._C._are_functorch_transforms_active():
-        raise UnsupportedError(
-            f"a call of layer '{layer}' under torch.func (grad, vmap, vjp, …)",
-            "autograd's own backward pass",
-            "use loss.backward() or torch.autograd.grad in the recorded step; functional_call alone is fine",
-        )
-    if x.is_meta:
-        raise InputError(
-            f"an input of layer '{layer}' on the meta device", "tensors with data", "move model and data to cpu or cuda"
-        )
-    given = [(name, edge_of(value)) for name, value in weights.items() if value.requires_grad]
-    for place, (name, edge) in enumerate(given):
-        for other, same in given[:place]:
-            if edge == same:
-                raise UnsupportedError(
-                    f"one tensor as both {other} and {name} of layer '{layer}'",
-                    "a tensor for each: their gradients cannot be told apart",
-                    f"give the layer two parameters (ties between layers are fine), or {_LEAVE_OUT}",
-                )
-    return form, x, states, weights
-
-
-def _recurrent_layers(model: nn.Module, wanted: list[str] | None) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of each layer to record; raises where one cannot be explained yet."""
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a {type(model).__name__}",
-            "an nn.Module",
-            FROM_KERAS if is_keras(model) else "pass the model itself, not its output or its weights",
-        )
-    if any(
-        type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-        for module in model.modules()
-    ):
-        raise UnsupportedError("a model under torch.compile", "an eager model", "record the model before torch.compile")
-    found = {
-        name or "rnn": module
-        for name, module in model.named_modules(remove_duplicate=wanted is None)
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase | Recurrent) or own.registered(module)
-    }
-    cells = [f"{name}." for name, module in found.items() if own.registered(module)]
-    found = {name: module for name, module in found.items() if not name.startswith(tuple(cells))}
-    if not found:
-        kinds = sorted({type(module).__name__ for module in model.modules()})
-        raise UnsupportedError(
-            f"a model without nn.GRU, nn.LSTM, nn.RNN or their cells: it holds {', '.join(kinds[:8])}",
-            "at least one of them, or a registered cell",
-            FROM_KERAS
-            if any(map(is_keras, model.modules()))
-            else "pass the module that holds it; tell a cell of your own by tt.register_cell",
-        )
-    if wanted is not None:
-        unknown = [wanted] if isinstance(wanted, str) else sorted(set(wanted) - set(found))
-        if unknown or not wanted:
-            raise InputError(
-                f"layers {unknown}",
-                f"a list of some of {sorted(found)}",
-                "name recurrent layers as named_modules() does",
-            )
-        found = {name: found[name] for name in wanted}
-    for name, module in found.items():
-        if isinstance(module, nn.RNNBase) and not isinstance(module, nn.GRU | nn.LSTM | nn.RNN):
-            raise UnsupportedError(
-                f"layer '{name}' of type {type(module).__name__}", "nn.GRU, nn.LSTM or nn.RNN", _LEAVE_OUT
-            )
-        yield name, module

@@ -17,6 +17,7 @@ from throughtime.block import Block
 from throughtime.calls import OUTPUT, Call, Form, check
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors, Weights
+from throughtime.cells.held import Held
 from throughtime.cells.stack import Stack
 from throughtime.errors import RecordError
 from throughtime.linearize import Linearization
@@ -30,6 +31,19 @@ NOTHING = {torch.float64: 1e-13, torch.float32: 2e-6}  # what a difference of tw
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a later call of a run begins. For each state (N, B, width): the given one; masks: what it was multiplied by on
+    the way from its origin; takes, holds: the origin is takes∘(the state just made) + holds∘(the origin at the last start).
+    """
+
+    step: int
+    states: list[Tensor]
+    masks: list[Tensor]
+    takes: list[Tensor]
+    holds: list[Tensor]
+
+
+@dataclass(frozen=True)
 class Run:
     """T steps, B sequences. N = layers times directions.
 
@@ -37,9 +51,10 @@ class Run:
     them, else None. initial: for each state (N, B, width); at_initial: what autograd gave them, or None. at_output:
     (T, B, directions·H), what enters at the top. at_states: step → for each state (N, B, width), what enters there; the
     step −1 is each sequence's own last; external: the part of it that came round outside the layer, external_output:
-    likewise of at_output, or None. starts: steps at which
-    later calls begin, with the states given to them and what these were multiplied by on the way; passed: whether that was
-    anything but 1. masks: (T, B, directions·H) for each layer but the lowest, or none.
+    likewise of at_output, or None. starts: of the later calls; first_masks: the masks of the first one's states; ended: the
+    takes and holds at the end. at_held, external_held: as at_states and external, at the origins where a state is held.
+    passed: whether the masks are anything but 1; held: whether a state is held. masks: (T, B, directions·H) for each layer but
+    the lowest, or none.
     """
 
     layer: str
@@ -58,8 +73,13 @@ class Run:
     dtype: torch.dtype
     external: dict[int, list[Tensor]] = field(default_factory=dict)
     external_output: Tensor | None = None
-    starts: list[tuple[int, list[Tensor], list[Tensor]]] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    first_masks: list[Tensor] = field(default_factory=list)
+    ended: tuple[list[Tensor], list[Tensor]] | None = None
+    at_held: dict[int, list[Tensor]] = field(default_factory=dict)
+    external_held: dict[int, list[Tensor]] = field(default_factory=dict)
     passed: bool = False
+    held: bool = False
 
     @property
     def steps(self) -> int:
@@ -104,9 +124,7 @@ def run_of(call: Call) -> Run:
     if form.single:
         inner = [total([each.inner for each in passes], place) for place in range(len(initial))]
         at = [
-            whole
-            if whole is None or part is None
-            else besides(whole.flatten(1), part.flatten(1), NOTHING.get(call.dtype, 2e-2))
+            whole if whole is None or part is None else besides(whole.flatten(1), part.flatten(1), call.dtype)
             for whole, part in zip(at, inner, strict=False)
         ]
         made = torch.cat([state.to(working).reshape(batch, -1) for state in call.results], dim=-1)
@@ -149,10 +167,11 @@ def run_of(call: Call) -> Run:
     )
 
 
-def besides(whole: Tensor, part: Tensor, nothing: float) -> Tensor:
-    """What is left of gradients (…, width) without a part of them; zero where it is at most `nothing` of the whole."""
+def besides(whole: Tensor, part: Tensor, dtype: torch.dtype, loose: float = 1.0) -> Tensor:
+    """What is left of gradients (…, width) without a part of them; zero where only `loose` times the rounding of `dtype`
+    would be left."""
     rest = whole - part
-    large = rest.norm(dim=-1, keepdim=True) > nothing * whole.norm(dim=-1, keepdim=True)
+    large = rest.norm(dim=-1, keepdim=True) > loose * NOTHING.get(dtype, 2e-2) * whole.norm(dim=-1, keepdim=True)
     return torch.where(large, rest, 0.0)
 
 
@@ -208,7 +227,7 @@ def traces_of(run: Run) -> list[Trace]:
     if form.layers == 1:
         return told
     whole = [_whole(run, told)] if form.directions == 1 else []
-    return [*whole, *(replace(part, external=None) for part in told)]  # what comes from above has more of it
+    return [*whole, *_with_external(run, told)]
 
 
 def parts_of(run: Run) -> list[Trace]:
@@ -230,6 +249,31 @@ def parts_of(run: Run) -> list[Trace]:
     return [part for _, part in sorted(parts.items())]
 
 
+def _with_external(run: Run, parts: list[Trace]) -> list[Trace]:
+    """The parts of a stack from the lowest, their external gradients with what the layers above send down of theirs."""
+    out: dict[tuple[int, int], Trace] = {}
+    above: Tensor | None = None
+    for layer in reversed(range(run.form.layers)):
+        below = torch.zeros_like(run.outputs[layer - 1]) if layer else None
+        for direction in range(run.form.directions):
+            part = parts[layer * run.form.directions + direction]
+            if part.external is None:  # in all of them, or in none
+                return parts
+            external = part.external.clone()
+            if above is not None:
+                width = above.shape[-1] // run.form.directions
+                sent = above[..., direction * width : (direction + 1) * width]
+                new = external.chunk(2 if run.held else 1, dim=-1)[-1]  # a view: of a held carry the new state
+                new[..., :width] += flipped(sent, run.lengths) if direction else sent
+            out[layer, direction] = replace(part, external=external)
+            if below is not None:
+                sent = input_gradient(replace(part, gradient=external))
+                below += flipped(sent, run.lengths) if direction else sent
+        if below is not None:
+            above = below * run.masks[layer - 1] if run.masks else below
+    return [part for _, part in sorted(out.items())]
+
+
 def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     """The trace of one layer and direction, time running as it does in it."""
     form = run.form
@@ -249,27 +293,43 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     if carries is None:
         carries = _carries(run, w, into, output, place)
     gradient = at_carries(run, layer, direction, at_output, initial.shape[-1])
-    outside = torch.zeros_like(gradient) if run.external or run.external_output is not None else None
+    apart = run.external or run.external_held or run.external_output is not None
+    outside = torch.zeros_like(gradient) if apart else None
     if outside is not None and run.external_output is not None and layer == form.layers - 1:
         entered = run.external_output[..., direction * width : (direction + 1) * width]
         outside[..., :width] = flipped(entered, run.lengths) if direction else entered
     sequences = torch.arange(into.shape[1], device=into.device)
     last = into.shape[0] - 1 if run.lengths is None else run.lengths - 1
-    for step, states in run.external.items():
-        assert outside is not None
-        outside[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
-    cell, noise = form.cell, None
-    between = _noise(run, carries, place) if run.starts or run.passed else None
-    if between is not None and (
-        run.passed or float(between.chunk(2, dim=-1)[1].abs().max()) > SAME.get(run.dtype, 5e-2)
-    ):
-        cell, noise = Between(form.cell, into.shape[-1]), between
-    if isinstance(form.cell, OwnCell):
-        before = carries[:-1]
-        if noise is not None:
-            mask, shift = noise.chunk(2, dim=-1)
+
+    def enter(at: Tensor, given: dict[int, list[Tensor]]) -> None:
+        for step, states in given.items():
+            at[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
+
+    if outside is not None:
+        enter(outside, run.external)
+    cell, noise, before = form.cell, None, carries[:-1]
+    starting = None if run.at_initial is None else torch.cat([state[place] for state in run.at_initial], dim=-1)
+    if run.held:
+        cell, (noise, older) = Held(form.cell, into.shape[-1], carries.shape[-1]), _held(run, carries, place)
+        p, q, u, *_ = noise.chunk(5, dim=-1)
+        before = p * before + q * older[:-1] + u
+        carries = torch.cat((older, carries), dim=-1)
+        at_held = torch.zeros_like(gradient)
+        enter(at_held, run.at_held)
+        gradient = torch.cat((at_held, gradient), dim=-1)
+        if outside is not None:
+            outside_held = torch.zeros_like(at_held)
+            enter(outside_held, run.external_held)
+            outside = torch.cat((outside_held, outside), dim=-1)
+        starting = None if starting is None else torch.cat((starting, torch.zeros_like(starting)), dim=-1)
+    elif run.starts or run.passed:
+        between = _noise(run, carries, place)
+        mask, shift = between.chunk(2, dim=-1)
+        if run.passed or float(shift.abs().max()) > SAME.get(run.dtype, 5e-2):
+            cell, noise = Between(form.cell, into.shape[-1]), between
             before = mask * before + shift
-        form.cell.check(w, into, before, carries[1:], SAME.get(run.dtype, 5e-2))
+    if isinstance(form.cell, OwnCell):
+        form.cell.check(w, into, before, carries[1:, :, -before.shape[-1] :], SAME.get(run.dtype, 5e-2))
     several = form.layers > 1
     alone = form.layers * form.directions == 1
     end = "" if alone else f".l{layer}{'_reverse' if direction else ''}"
@@ -286,9 +346,7 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         carries=carries,
         gradient=gradient,
         weight_gradients=form.weights(run.gradients, layer, direction),
-        initial_gradient=None
-        if run.at_initial is None
-        else torch.cat([state[place] for state in run.at_initial], dim=-1),
+        initial_gradient=starting,
         dtype=run.dtype,
         names={name: f"{run.layer}.{form.name(name, layer, direction)}" for name in weights},
         lengths=run.lengths,
@@ -316,7 +374,7 @@ def at_carries(run: Run, layer: int, direction: int, at_output: Tensor, width: i
 
 def _carries(run: Run, w: Weights, into: Tensor, output: Tensor, place: int) -> Tensor:
     """All carries of a layer and direction, from its outputs: call by call, each from the states that it was given."""
-    bounds = [(0, run.initial), *((step, states) for step, states, _ in run.starts)]
+    bounds = [(0, run.initial), *((start.step, start.states) for start in run.starts)]
     ends = [*(step for step, _ in bounds[1:]), run.steps]
     parts = []
     with torch.no_grad(), torch.autocast(into.device.type, enabled=False):
@@ -330,38 +388,74 @@ def _carries(run: Run, w: Weights, into: Tensor, output: Tensor, place: int) -> 
 def _noise(run: Run, carries: Tensor, place: int) -> Tensor:
     """(T, B, 2C): what the carry before each step is multiplied by, and what is added to it. See `Between`."""
     mask, shift = torch.ones_like(carries[:-1]), torch.zeros_like(carries[:-1])
-    for step, states, factors in run.starts:
-        mask[step] = torch.cat([factor[place] for factor in factors], dim=-1)
-        shift[step] = torch.cat([state[place] for state in states], dim=-1) - mask[step] * carries[step]
+    for start in run.starts:
+        mask[start.step] = _beside(start.masks, place)
+        shift[start.step] = _beside(start.states, place) - mask[start.step] * carries[start.step]
     return torch.cat((mask, shift), dim=-1)
+
+
+def _held(run: Run, carries: Tensor, place: int) -> tuple[Tensor, Tensor]:
+    """(T, B, 5C) what `Held` reads beside the input, and (T + 1, B, C) the origins, up to what has no gradient."""
+    from_new, take, hold = (torch.ones_like(carries[:-1]) for _ in range(3))
+    from_held, shift = torch.zeros_like(from_new), torch.zeros_like(from_new)
+    take.zero_()
+    origin = _beside(run.initial, place)
+    origins = [origin]
+    begins = {0: (run.initial, run.first_masks or [torch.ones_like(state) for state in run.initial])}
+    begins |= {start.step: (start.states, start.masks) for start in run.starts}
+    ends = {start.step - 1: (start.takes, start.holds) for start in run.starts}
+    if run.ended is not None:
+        ends[run.steps - 1] = run.ended
+    for step in range(run.steps):
+        if step in begins:
+            states, masks = begins[step]
+            from_new[step] = 0
+            from_held[step] = _beside(masks, place)
+            shift[step] = _beside(states, place) - from_held[step] * origin
+        if step in ends:
+            take[step], hold[step] = (_beside(each, place) for each in ends[step])
+            origin = take[step] * carries[step + 1] + hold[step] * origin
+        origins.append(origin)
+    return torch.cat((from_new, from_held, shift, take, hold), dim=-1), torch.stack(origins)
+
+
+def _beside(states: Sequence[Tensor], place: int) -> Tensor:
+    """(B, C): the states (N, B, width) of a layer and direction side by side."""
+    return torch.cat([state[place] for state in states], dim=-1)
 
 
 def _whole(run: Run, parts: list[Trace]) -> Trace:
     """The stack of the parts as one trace."""
 
-    def beside(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(values), dim=-1)
+    halves = 2 if run.held else 1  # of a held carry: the states as they are carried on, and the new ones
+
+    def beside(values: Sequence[Tensor], pieces: int = halves) -> Tensor:
+        split = [value.chunk(pieces, dim=-1) for value in values]
+        return torch.cat([each for piece in zip(*split, strict=True) for each in piece], dim=-1)
 
     first = parts[0]
     gradient = [torch.zeros_like(part.gradient) for part in parts[:-1]]
     sequences = torch.arange(first.batch, device=first.x.device)
     last = first.steps - 1 if run.lengths is None else run.lengths - 1
-    for step, states in run.at_states.items():  # what enters a lower layer from outside
-        for layer, into in enumerate(gradient):
-            into[last if step < 0 else step, sequences] += beside([state[layer] for state in states])
+    for half, given in enumerate((run.at_held, run.at_states) if run.held else (run.at_states,)):
+        for step, states in given.items():  # what enters a lower layer from outside
+            for layer, into in enumerate(gradient):
+                into.chunk(halves, dim=-1)[half][last if step < 0 else step, sequences] += _beside(states, layer)
     starts = [part.initial_gradient for part in parts if part.initial_gradient is not None]
     outside = [part.external for part in parts if part.external is not None]
     cell: Cell = Stack(
         (run.form.cell,) * len(parts),
-        tuple(part.carries.shape[-1] for part in parts),
+        tuple(part.carries.shape[-1] // halves for part in parts),
         first.x.shape[-1],
         bool(run.masks),
     )
     noise = list(run.masks)
-    if any(part.noise is not None for part in parts):  # what the states pass through on their way into a later call
-        passed = [_noise(run, part.carries, place).chunk(2, dim=-1) for place, part in enumerate(parts)]
+    if run.held:
+        noise.append(beside([part.noise for part in parts if part.noise is not None], 5))
+        cell = Held(cell, first.x.shape[-1] + sum(mask.shape[-1] for mask in run.masks), sum(cell.sizes))
+    elif any(part.noise is not None for part in parts):  # what the states pass through on their way into a later call
+        noise.append(beside([_noise(run, part.carries, place) for place, part in enumerate(parts)], 2))
         cell = Between(cell, first.x.shape[-1])
-        noise += [beside([mask for mask, _ in passed]), beside([shift for _, shift in passed])]
     return replace(
         first,
         name=run.layer,
@@ -372,7 +466,7 @@ def _whole(run: Run, parts: list[Trace]) -> Trace:
         weight_gradients={f"l{k}.{n}": v for k, part in enumerate(parts) for n, v in part.weight_gradients.items()},
         initial_gradient=beside(starts) if len(starts) == len(parts) else None,
         names={f"l{k}.{n}": name for k, part in enumerate(parts) for n, name in part.names.items()},
-        noise=beside(noise) if noise else None,
+        noise=torch.cat(noise, dim=-1) if noise else None,
         external=beside(outside) if outside else None,
         lag="total",
         inner=False,

@@ -40,7 +40,7 @@ def named(name: str) -> Any:
 
 def model(
     name: str,
-    convention: dict[str, str] | None = None,
+    convention: dict[str, Any] | None = None,
     seed: int = 0,
     layer: str | None = None,
     trust: bool = False,
@@ -52,7 +52,7 @@ def model(
     if is_file(name):
         return load(name, layer, trust, **(convention or {})), None
     if convention:
-        option = f"--{next(iter(convention))}"
+        option = f"--{next(iter(convention)).replace('_', '-')}"
         raise InputError(f"{option} with the model {name}", "it for a file of weights only", f"leave {option} out")
     torch.manual_seed(seed)  # of what the module makes when it is imported
     made: Any = named(name)
@@ -86,17 +86,22 @@ def data(name: str) -> Any:
     return x if y is None else (x, y)
 
 
-def graph_data(model: str, layer: str | None, name: str) -> Tensor:
-    """What a recurrent operator of an ONNX file reads when its graph is given these data: arrays by the graph's inputs."""
-    from throughtime.importers.onnx_run import input_of
+def in_graph(layer: nn.Module, model: str, name: str | None, data: str) -> tuple[nn.Module, Tensor]:
+    """A layer of an ONNX file as its operator runs when the graph is given these data, arrays by the graph's inputs.
+
+    Returns what is called with x alone, and x; see `throughtime.importers.onnx_run.arguments_of`, which takes the name.
+    """
+    from throughtime.importers.onnx_run import arguments_of
 
     if not is_file(model):
         raise InputError(f"--run-graph with the model {model}", "it for an ONNX file only", "leave --run-graph out")
-    if is_file(name):
-        return input_of(model, read_arrays(name), layer)
-    found: Any = named(name)
-    given: Any = found() if callable(found) else found
-    return input_of(model, given, layer)
+    if is_file(data):
+        given: Any = read_arrays(data)
+    else:
+        found: Any = named(data)
+        given = found() if callable(found) else found
+    arguments = arguments_of(model, given, name)
+    return arguments.given_to(layer), arguments.x
 
 
 def history(path: str) -> Any:

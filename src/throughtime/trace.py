@@ -64,7 +64,7 @@ class Trace:
     @property
     def at_output(self) -> Tensor:
         """(T, B, H): the part of the gradient that enters at the output."""
-        return self.cell.output(self.gradient)
+        return self.cell.entering(self.gradient)
 
     def origins(self) -> list[int]:
         """The steps at which any gradient enters, ascending."""

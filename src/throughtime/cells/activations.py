@@ -47,7 +47,8 @@ CANDIDATES = {
 }
 
 
-def told(gate: str, activation: str) -> dict[str, str]:
+def told(gate: str, activation: str, output_activation: str = "") -> dict[str, str]:
     """What a cell's convention says of its functions: those that are not the usual ones."""
     words = {"gate": gate} if gate != "sigmoid" else {}
-    return words | ({"activation": activation} if activation != "tanh" else {})
+    words |= {"activation": activation} if activation != "tanh" else {}
+    return words | ({"output_activation": output_activation} if output_activation not in ("", activation) else {})

@@ -231,6 +231,10 @@ class Cell(ABC):
         """What the layer returns of a carry (..., C): its first state."""
         return self.split(carry)[0]
 
+    def entering(self, gradient: Tensor) -> Tensor:
+        """The part at the output of a gradient (..., C) that enters at a carry."""
+        return self.output(gradient)
+
     def read(self, port: str, carry: Tensor) -> Tensor:
         """The part of a carry (..., C) that a port reads."""
         return self.split(carry)[self.states.index(self.port_state.get(port, self.states[0]))]

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from throughtime.cells.activations import CANDIDATES, GATES, told
+from throughtime.cells.activations import CANDIDATES, GATES, Function, told
 from throughtime.cells.cell import (
     Cell,
     Node,
@@ -38,10 +38,12 @@ from throughtime.cells.cell import (
 
 @dataclass(frozen=True)
 class LSTM(Cell):
-    """LSTM, gates i, f, g, o. gate, activation: in place of σ and of both tanh, of `throughtime.cells.activations`."""
+    """LSTM, gates i, f, g, o. gate, activation: in place of σ and of both tanh, of `throughtime.cells.activations`;
+    output_activation: in place of the tanh of c, where it is another one."""
 
     gate: str = "sigmoid"
     activation: str = "tanh"
+    output_activation: str = ""
 
     name: ClassVar[str] = "lstm"
     gates: ClassVar = ("i", "f", "g", "o")
@@ -64,13 +66,18 @@ class LSTM(Cell):
 
     @property
     def convention(self) -> Mapping[str, str]:
-        return told(self.gate, self.activation)
+        return told(self.gate, self.activation, self.output_activation)
+
+    @property
+    def shows(self) -> Function:
+        """The function of c in the output."""
+        return CANDIDATES[self.output_activation or self.activation]
 
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         i, f, g, o = self._gates(w, x, {port: self.output(value) for port, value in ports.items()}, node)
         _, c_before = split(ports["carry"], 2)
         c = self.opened(f) * c_before + self.opened(i) * CANDIDATES[self.activation].value(g)
-        return torch.cat((self.opened(o) * CANDIDATES[self.activation].value(c), c), dim=-1)
+        return torch.cat((self.opened(o) * self.shows.value(c), c), dim=-1)
 
     @staticmethod
     def _gates(w: Weights, x: Tensor, h: Mapping[str, Tensor], node: Node) -> Iterator[Tensor]:
@@ -105,9 +112,9 @@ class LSTM(Cell):
         pre = pre or self.pre_activations(w, x, before)
         gate, act = GATES[self.gate], CANDIDATES[self.activation]
         i, f, o = (gate.value(pre[name]) for name in self.sigmoids)
-        g, shown = act.value(pre["g"]), act.value(c)
+        g, shown = act.value(pre["g"]), self.shows.value(c)
         local = stack_gates((g * gate.slope(i), c_before * gate.slope(f), i * act.slope(g), shown * gate.slope(o)))
-        return {"keep": f, "local": local, "slope": o * act.slope(shown)}
+        return {"keep": f, "local": local, "slope": o * self.shows.slope(shown)}
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:
         at_h, at_c = split(adjoint, 2)

@@ -46,7 +46,7 @@ class LSTMPeepholes(LSTM):
         f = self.opened(node("f", sums["f"] + p_f * c_before["forget-peephole"]))
         c = f * c_before["carry"] + i * CANDIDATES[self.activation].value(node("g", sums["g"]))
         o = self.opened(node("o", sums["o"] + p_o * c))
-        return torch.cat((o * CANDIDATES[self.activation].value(c), c), dim=-1)
+        return torch.cat((o * self.shows.value(c), c), dim=-1)
 
     def pre_activations(self, w: Weights, x: Tensor, before: Tensor) -> Tensors:
         h, c = self.split(before)

@@ -50,14 +50,14 @@ class LSTMProjected(LSTM):
     def step(self, w: Weights, x: Tensor, ports: Mapping[str, Tensor], node: Node = unchanged) -> Tensor:
         i, f, g, o = self._gates(w, x, {port: self.split(value)[0] for port, value in ports.items()}, node)
         c = self.opened(f) * self.split(ports["carry"])[1] + self.opened(i) * CANDIDATES[self.activation].value(g)
-        h = node("h", torch.nn.functional.linear(self.opened(o) * CANDIDATES[self.activation].value(c), w.weight_hr))
+        h = node("h", torch.nn.functional.linear(self.opened(o) * self.shows.value(c), w.weight_hr))
         return torch.cat((h, c), dim=-1)
 
     def factors(self, w: Weights, x: Tensor, before: Tensor, after: Tensor, pre: Tensors | None = None) -> Tensors:
         pre = pre or self.pre_activations(w, x, before)
         return {
             **super().factors(w, x, before, after, pre),
-            "m": self.opened(pre["o"]) * CANDIDATES[self.activation].value(self.split(after)[1]),
+            "m": self.opened(pre["o"]) * self.shows.value(self.split(after)[1]),
         }
 
     def pull(self, w: Weights, factors: Tensors, adjoint: Tensor, paths: bool = True) -> Pulled:

@@ -159,7 +159,7 @@ def _layer(layer: dict[str, Any], at: str, path: Path) -> dict[str, Any]:
     for key, values in CONVENTIONS[cell].items():
         if layer["convention"].get(key) not in values:
             raise _misfit(f"{at}.convention.{key}", layer["convention"].get(key), f"one of {values}", path)
-    unknown = {"gate", "activation"} & set(layer["convention"]) - set(CONVENTIONS[cell])
+    unknown = {"gate", "activation", "output_activation"} & set(layer["convention"]) - set(CONVENTIONS[cell])
     if unknown:
         key = min(unknown)
         raise _misfit(f"{at}.convention.{key}", layer["convention"][key], "gates of σ and candidates of tanh", path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "z": ("keeps", "takes"),
     "gate": tuple(GATES),
     "activation": tuple(CANDIDATES),
+    "output_activation": ("", *CANDIDATES),
 }
 """The words of a convention, by name; `gates` are letters."""
 ROLES = {
@@ -31,7 +33,12 @@ ROLES = {
     "bias_hh": ("bias_hh", "recurrent_bias", "b_hh"),
 }
 """What an array is, by the last part of its name in a file."""
-PEEPHOLE = "peephole"  # of an LSTM, (3·H,): i, f, o
+PEEPHOLE = "peephole"  # of an LSTM, (3·H,) or (3, H): i, f, o
+PEEPHOLES = {
+    f"{PEEPHOLE}_{gate}": (f"peephole_{gate}", f"w_c{gate}", f"W_c{gate}", f"weight_c{gate}", f"w_{gate}_diag")
+    for gate in "ifo"
+}
+"""Peepholes of one gate, (H,); w_i_diag and so on are TensorFlow 1's."""
 PROJECTION = "weight_hr"  # of an LSTM with proj_size
 
 
@@ -43,9 +50,13 @@ class Convention:
     same). layout: "W@x" (torch: gates stacked in rows), "x@W" (Keras: in columns) or "cudnn" (Keras's CuDNNLSTM and CuDNNGRU:
     in columns, each block (D, H) holding a row-major (H, D), and one bias of both). reset: "before" or "after" the product
     (GRU). z: "keeps" the old state or "takes" the candidate (GRU). scale: the number, or fraction such as "1/128", by which
-    integers are multiplied. forget_bias: a number that the runtime adds to the forget gate's logit and that stands in no
-    array (LSTM; 1 in TensorFlow 1's BasicLSTMCell). gate, activation: the functions of gates and of the candidate (GRU, LSTM),
-    see `throughtime.cells.activations`.
+    integers are multiplied; zero_point: what is taken from them before, 0 where it is not said; of either also a mapping by
+    the arrays' names in the file, with "" for all others. forget_bias: a number that the runtime adds to the forget gate's
+    logit and that stands in no array (LSTM; 1 in TensorFlow 1's BasicLSTMCell). gate, activation: the functions of gates and
+    of the candidate (GRU, LSTM), see `throughtime.cells.activations`; output_activation: that of an LSTM's cell in its
+    output, where it is another one than the candidate's. initial_h, initial_c: names of the arrays that hold the
+    state at which the layer begins, or "zero". peephole: the name of the array of an LSTM's peepholes i, f, o, or three
+    names, "a,b,c".
     """
 
     cell: str
@@ -53,10 +64,15 @@ class Convention:
     layout: str = "W@x"
     reset: str = "after"
     z: str = "keeps"
-    scale: str = ""
+    scale: str | float | Mapping[str, Any] = ""
+    zero_point: str | float | Mapping[str, Any] = ""
     forget_bias: str = ""
     gate: str = "sigmoid"
     activation: str = "tanh"
+    output_activation: str = ""
+    initial_h: str = ""
+    initial_c: str = ""
+    peephole: str = ""
 
     def build(self) -> Cell:
         """The cell. Raises InputError for a word that is not one of the choices."""
@@ -65,20 +81,28 @@ class Convention:
                 raise InputError(
                     f"{name} {getattr(self, name)!r}", f"one of {', '.join(words)}", f"declare {name}=… of the file"
                 )
+        if self.output_activation and self.cell != "lstm":
+            raise InputError(f"output_activation for cell={self.cell}", "it for an LSTM only", "leave it out")
         if self.cell == "gru":
             kind = GRUResetBefore if self.reset == "before" else GRU
             return kind(keeps=self.z == "keeps", gate=self.gate, activation=self.activation)
-        return LSTM(self.gate, self.activation) if self.cell == "lstm" else RNN(self.cell.removeprefix("rnn-"))
+        return (
+            LSTM(self.gate, self.activation, self.output_activation)
+            if self.cell == "lstm"
+            else RNN(self.cell.removeprefix("rnn-"))
+        )
 
     def told(self) -> dict[str, str]:
         """The words that say something of this cell."""
-        numbers = {"scale": self.scale, "forget_bias": self.forget_bias}
-        said = {name: word for name, word in numbers.items() if word}
+        others = ("scale", "zero_point", "forget_bias", "initial_h", "initial_c", "peephole")
+        said = {name: _words(getattr(self, name)) for name in others if getattr(self, name) not in ("", {})}
         return {"cell": self.cell, "gates": self.gates, "layout": self.layout} | dict(self.build().convention) | said
 
-    def number(self, name: str) -> float | None:
-        """`scale` or `forget_bias`, None where it is not said. Raises InputError for what is no number."""
+    def number(self, name: str, array: str = "") -> float | None:
+        """`scale`, `zero_point` (of an array) or `forget_bias`, None where it is not said. Raises InputError for no number."""
         word = getattr(self, name)
+        if isinstance(word, Mapping):
+            word = word.get(array, word.get("", ""))
         if word == "":
             return None
         try:
@@ -108,12 +132,27 @@ class Convention:
         return [letters.index(gate) for gate in cell.gates]
 
 
-def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recurrent | nn.LSTM:
-    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own.
+def _words(said: Any) -> str:
+    """A number, or one for each array, as the command line takes them."""
+    if not isinstance(said, Mapping):
+        return str(said)
+    return ", ".join(f"{name}={number}" if name else str(number) for name, number in said.items())
+
+
+def recurrent(
+    arrays: Mapping[str, np.ndarray], convention: Convention, names: Mapping[str, str] | None = None
+) -> Recurrent | nn.LSTM:
+    """The layer made of one layer's arrays, under names that end in one of `ROLES`; with `PROJECTION`, torch's own; with
+    `PEEPHOLE` or all of `PEEPHOLES`, an LSTM with peepholes. names: in the file, of arrays that have another name here.
 
     A bias of two rows (Keras with reset_after) is both biases. Raises InputError for what is missing or does not fit.
     """
     cell = convention.build()
+    arrays = {
+        name: scaled(value, (names or {}).get(name, name), convention)
+        for name, value in arrays.items()
+        if role_of(name) or name.split(".")[-1] in (PROJECTION, PEEPHOLE, *PEEPHOLES)
+    }
     found = {role: next((value for name, value in arrays.items() if role_of(name) == role), None) for role in ROLES}
     for role in ("weight_ih", "weight_hh"):
         if found[role] is None:
@@ -122,8 +161,11 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
                 f"one named {' or '.join(ROLES[role])}",
                 "rename the arrays when saving them",
             )
-    order, scale = convention.order(cell), convention.number("scale")
-    found = {role: _scaled(value, role, scale) for role, value in found.items()}
+    order = convention.order(cell)
+    for option in ("scale", "zero_point"):  # what is no number is told, also where nothing needs it
+        said = getattr(convention, option)
+        for name in said if isinstance(said, Mapping) else ("",):
+            convention.number(option, name)
     if convention.layout == "cudnn":
         found = _in_rows(found, len(order))
     bias = found["bias_ih"]
@@ -149,12 +191,35 @@ def recurrent(arrays: Mapping[str, np.ndarray], convention: Convention) -> Recur
     read[2] = _offset(read[2], convention, read[0])
     projection = next((value for name, value in arrays.items() if name.split(".")[-1] == PROJECTION), None)
     if projection is not None:
-        return _projected(read, _scaled(projection, PROJECTION, scale), convention)  # type: ignore[arg-type]
-    peephole = next((value for name, value in arrays.items() if name.split(".")[-1] == PEEPHOLE), None)
-    if peephole is not None and convention.cell == "lstm":
-        cell = LSTMPeepholes(convention.gate, convention.activation)
-        return Recurrent(cell, Weights(*read, peephole=tensor(peephole, PEEPHOLE)))
+        return _projected(read, projection, convention)
+    peephole = _peephole(arrays) if convention.cell == "lstm" else None
+    if peephole is not None:
+        cell = LSTMPeepholes(convention.gate, convention.activation, convention.output_activation)
+        if peephole.dtype != there[0].dtype:
+            raise InputError(
+                f"peepholes of {peephole.dtype}", f"{there[0].dtype}, as the weights", "convert the arrays"
+            )
+        return Recurrent(cell, Weights(*read, peephole=peephole))
     return Recurrent(cell, Weights(*read))
+
+
+def _peephole(arrays: Mapping[str, np.ndarray]) -> Tensor | None:
+    """The peepholes (3·H,) of an LSTM, of one array or of one a gate; None where there are none. Raises InputError."""
+    found = {name.split(".")[-1]: value for name, value in arrays.items()}
+    if PEEPHOLE in found:
+        value = found[PEEPHOLE]
+        return tensor(value.reshape(-1) if value.ndim == 2 and len(value) == 3 else value, PEEPHOLE)
+    parts = [found[role] for role in PEEPHOLES if role in found]
+    if not parts:
+        return None
+    if len(parts) < len(PEEPHOLES) or parts[0].ndim != 1 or len({(part.shape, part.dtype) for part in parts}) > 1:
+        told = ", ".join(f"{role} {found[role].shape}" for role in PEEPHOLES if role in found)
+        raise InputError(
+            f"arrays that may be peepholes: {told}",
+            "one (H,) for each of the gates i, f, o",
+            "say which they are: peephole=a,b,c (--peephole); or leave these arrays out of the file",
+        )
+    return tensor(np.concatenate(parts), PEEPHOLE)
 
 
 def _projected(read: list[Tensor | None], projection: np.ndarray, convention: Convention) -> nn.LSTM:
@@ -219,17 +284,25 @@ def _in_rows(found: Mapping[str, np.ndarray | None], gates: int) -> dict[str, np
     return rows
 
 
-def _scaled(value: np.ndarray | None, name: str, scale: float | None) -> np.ndarray | None:
-    """Integers times the scale. Raises InputError where none is said."""
-    if value is None or value.dtype.kind not in "iu":
+def scaled(value: np.ndarray, name: str, convention: Convention) -> np.ndarray:
+    """Integers as what they stand for, (integer − zero_point) · scale; floats as they are. name: in the file.
+
+    Raises InputError for integers without a scale, and for floats to which one is given by their name.
+    """
+    if value.dtype.kind not in "iu":
+        for option in ("scale", "zero_point"):
+            said = getattr(convention, option)
+            if isinstance(said, Mapping) and name and name in said:
+                raise InputError(f"{option} of {name}, of {value.dtype}", "it for integers only", "leave it out")
         return value
+    scale = convention.number("scale", name)
     if scale is None:
         raise InputError(
             f"{name} of {value.dtype}",
             "floating point numbers, or what the integers are multiplied by",
-            "declare scale=… (--scale)",
+            f"declare scale=… (--scale), for all integers or for this array (--scale {name}=…)",
         )
-    return value.astype(np.float32) * np.float32(scale)
+    return ((value.astype(np.float64) - (convention.number("zero_point", name) or 0)) * scale).astype(np.float32)
 
 
 def _offset(bias: Tensor | None, convention: Convention, weight: Tensor | None) -> Tensor | None:

@@ -25,9 +25,11 @@ class Found:
 
     name: in the file. arrays: by role (`ROLES`), as they lie there. stated: words of the convention that the format or the
     file itself says (see `Convention`). choices: where the cell is not stated, what it may be. reverse: whether it reads the
-    sequence from its end. refused: why it cannot be loaded, or "". stack, level: the name of the whole that it is a part of, ""
-    where it stands alone, and its place there. merge: how outputs of both directions become one: "concat", as in torch, "sum",
-    "mul", "ave", or "none" where they stay two.
+    sequence from its end. refused: why it cannot be loaded, or "". stacks: the wholes that it is a part of, by name, the
+    largest first, with its level there from the input on; row: its own among the states of the whole, and how many there are.
+    merge: how outputs of both directions become one: "concat", as in torch, "sum", "mul", "ave", or "none" where they stay two.
+    names: of the arrays in the file, by role, where they have any. beside: arrays by their names in the file that may belong
+    to it, its initial state by their name or whatever an option names; unsure: those among them that may be another layer's.
     """
 
     name: str
@@ -36,9 +38,12 @@ class Found:
     choices: tuple[str, ...] = ()
     reverse: bool = False
     refused: str = ""
-    stack: str = ""
-    level: int = 0
+    stacks: Mapping[str, int] = field(default_factory=dict)
+    row: tuple[int, int] = (0, 1)
     merge: str = "concat"
+    names: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unsure: frozenset[str] = frozenset()
 
 
 class Importer(ABC):
@@ -59,8 +64,8 @@ class Importer(ABC):
         """Whether the file is of this format, by its content; head: its first bytes."""
 
     @abstractmethod
-    def layers(self, path: Path, trust: bool) -> list[Found]:
-        """The recurrent layers of the file, in its order.
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
+        """The recurrent layers of the file, in its order. also: names of arrays that go into `Found.beside`.
 
         Raises InputError for a file that is damaged, too large, or would run code and is not trusted.
         """

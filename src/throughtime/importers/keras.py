@@ -54,7 +54,7 @@ class Keras(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         return head.startswith(MAGIC) or {WEIGHTS, CONFIG} <= set(archive.names(path))
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         try:
             groups, configs = _read(path)
             named = _by_name(configs)
@@ -169,7 +169,7 @@ def _part(found: Found, layer: dict[str, Any] | None) -> Found:
         return found
     assert layer is not None
     mode = layer["config"].get("merge_mode", "concat")
-    return replace(found, stack=found.name.split("/")[0], merge="none" if mode is None else str(mode))
+    return replace(found, stacks={found.name.split("/")[0]: 0}, merge="none" if mode is None else str(mode))
 
 
 def _reverse(name: str, layer: dict[str, Any] | None) -> bool:

@@ -7,6 +7,7 @@ bias; a bias of two rows (Keras with reset_after) is both. Nothing is unpickled 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,16 +32,13 @@ class NumpyArrays(Importer):
         names = archive.names(path)
         return bool(names) and all(name.endswith(".npy") for name in names)
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
-        return bare_layers(read_arrays(path))
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
+        return bare_layers(read_arrays(path), also)
 
 
-def bare_layers(arrays: Mapping[str, np.ndarray]) -> list[Found]:
+def bare_layers(arrays: Mapping[str, np.ndarray], also: frozenset[str] = frozenset()) -> list[Found]:
     """The recurrent layers among arrays that do not say which cell they belong to."""
-    return [
-        Found(place.name, roles, choices=CHOICES["cell"], reverse=place.reverse, stack=place.stack, level=place.level)
-        for place, roles in by_layer(arrays).items()
-    ]
+    return [replace(each, choices=CHOICES["cell"]) for each in by_layer(arrays, also)]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

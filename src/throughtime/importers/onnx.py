@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from throughtime.cells.activations import CANDIDATES
+from throughtime.cells.activations import CANDIDATES, told
 from throughtime.cells.activations import GATES as GATE_FUNCTIONS
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
 from throughtime.importers.convention import PEEPHOLE
 from throughtime.importers.importer import Found, Importer
+from throughtime.importers.onnx_chain import chains
 from throughtime.importers.onnx_fold import Folder
+from throughtime.importers.onnx_state import initial_state
 
 GATES = {"GRU": "zrn", "LSTM": "iofg", "RNN": ""}
 PLAIN = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
@@ -39,7 +42,7 @@ class Onnx(Importer):
     name: ClassVar[str] = "ONNX (.onnx)"
     extra: ClassVar[str] = "onnx"
     refuses: ClassVar[str] = (
-        "clip, input_forget, other activations, a learned initial state, DynamicQuantizeLSTM, external data"
+        "clip, input_forget, other activations, initial states that are computed, DynamicQuantizeLSTM, external data"
     )
 
     def reads(self, path: Path, head: bytes) -> bool:
@@ -51,11 +54,16 @@ class Onnx(Importer):
             and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
         )
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         graph = read(path).graph
         try:
-            folder = Folder()
-            return [layer for each in operators(graph) for layer in _layers(each, folder)]
+            folder, held = Folder(), operators(graph)
+            place = {each.name: {name: level} for name, run in chains(held).items() for level, each in enumerate(run)}
+            return [
+                replace(layer, stacks=place.get(each.name, {}) | dict(layer.stacks))
+                for each in held
+                for layer in _layers(each, folder)
+            ]
         except InputError:
             raise
         except (
@@ -134,8 +142,15 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
-    W, R, B, P, *initial = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 7, 5, 6))
-    refused = _why_not(said, given, [W, R, B], len(names), initial)
+    W, R, B, P = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 7))
+    refused = _why_not(said, given, [W, R, B], len(names))
+    states: dict[str, np.ndarray] = {}
+    for place, role in ((5, "initial_h"), (6, "initial_c")):
+        batch_first = bool(said.get("layout", 0))
+        state, why = initial_state(given[place], operator.scope, folder, len(names), batch_first)
+        refused = refused or why
+        if state is not None:
+            states[role] = _weights(state)  # type: ignore[assignment]
     if given[7] and not refused and (P is None or P.ndim != 2 or len(P) != len(names) or P.shape[1] % 3):
         refused = "peepholes that are no constants of the graph, or not of the operator's shape"
     if refused or W is None or R is None:
@@ -147,6 +162,7 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
         roles = {"weight_ih": W[place], "weight_hh": R[place]}
         if B is not None:
             roles["bias_ih"], roles["bias_hh"] = np.split(B[place], 2)
+        roles |= {role: state[place] for role, state in states.items()}
         if P is not None:
             i, o, f = np.split(P[place], 3)
             roles[PEEPHOLE] = np.concatenate((i, f, o))
@@ -163,20 +179,20 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
         stated |= functions or {}
         other = functions is None or not stated["cell"]
         words = f"activations {', '.join(own)}, which cannot be explained yet" if other else ""
-        backwards, stack = direction == "reverse" or bool(way), name if len(names) > 1 else ""
-        own_name = f"{name}_l0{way}" if stack else name
-        yield Found(own_name, roles, stated, reverse=backwards, refused=words, stack=stack)
+        backwards, stacks = direction == "reverse" or bool(way), {name: 0} if len(names) > 1 else {}
+        own_name = f"{name}_l0{way}" if stacks else name
+        yield Found(own_name, roles, stated, reverse=backwards, refused=words, stacks=stacks)
 
 
 def _functions(own: list[str], said: dict[str, Any]) -> dict[str, str] | None:
-    """The gate's and the candidate's functions, those of our cells that they are; {} for the usual ones, None for others."""
-    gate, candidates = FUNCTIONS.get(own[0]), {FUNCTIONS.get(name) for name in own[1:]}
-    if gate not in GATE_FUNCTIONS or len(candidates) > 1 or not candidates <= set(CANDIDATES):
+    """The functions of the gate, the candidate and an LSTM's output, those of our cells that they are; {} for the usual
+    ones, None for others."""
+    gate, candidate, *shown = (FUNCTIONS.get(name) for name in own)
+    if gate not in GATE_FUNCTIONS or not {candidate, *shown} <= set(CANDIDATES):
         return None
     if gate == "hard-sigmoid" and (said.get("activation_alpha") or said.get("activation_beta")):
         return None  # of another slope
-    candidate = str(candidates.pop())
-    return ({"gate": gate} if gate != "sigmoid" else {}) | ({"activation": candidate} if candidate != "tanh" else {})
+    return told(str(gate), str(candidate), str(shown[0]) if shown else "")
 
 
 def _why_not(
@@ -184,9 +200,8 @@ def _why_not(
     given: list[str],
     stacked: list[np.ndarray | None],
     directions: int,
-    initial: list[np.ndarray | None],
 ) -> str:
-    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B; initial: states in the file."""
+    """Why an operator cannot be loaded, or "". given: names of its inputs; stacked: W, R and B."""
     if any(value is None for value, name in zip(stacked, given[1:4], strict=True) if name):
         return "whose weights do not stand in the file (computed in the graph, or external data)"
     sets = {len(value) for value in stacked if value is not None}
@@ -195,8 +210,6 @@ def _why_not(
     for option, words in REFUSED.items():
         if said.get(option):
             return f"{words}, which cannot be explained yet"
-    if any(value is not None and value.any() for value in initial):
-        return "a learned initial state, which is not read yet"
     return ""
 
 

@@ -1,14 +1,17 @@
 """torch.export archives (.pt2), read as a PyTorch state dict is. The program in them is neither loaded nor run.
 
 torch.export.load may unpickle, so it is not used: a JSON table beside the weights says name, dtype, sizes and strides of each,
-and the data are raw bytes. Archives before this layout, and weights that the table calls pickled, are refused by name.
+and the data are raw bytes. Weights that the table calls pickled are refused by name. Archives of torch before 2.8 hold a state
+dict instead, which torch.save wrote: it is read with weights_only=True, as such files are.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import pickle
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +21,11 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.importers import archive, importer
 from throughtime.importers.importer import Found, Importer
-from throughtime.importers.naming import NAME, torch_layers
+from throughtime.importers.naming import NAME, torch_layers, wanted
 
 TABLE = "data/weights/model_weights_config.json"
 BEFORE = "serialized_exported_program.json"  # in the archives of torch before 2.8
+STATES = ("serialized_state_dict.pt", "serialized_state_dict.json")  # beside it; the second is no JSON either
 KINDS = {6: torch.float16, 7: torch.float32, 8: torch.float64, 13: torch.bfloat16}
 """By torch's own number of a type in the table, torch._export.serde.schema.ScalarType."""
 STRIDED, LITTLE = 7, b"little"
@@ -31,21 +35,16 @@ class Pt2(Importer):
     """A .pt2 file that torch.export.save wrote."""
 
     name: ClassVar[str] = "torch.export archive (.pt2)"
-    refuses: ClassVar[str] = "archives of torch before 2.8, pickled weights"
+    refuses: ClassVar[str] = "pickles of more than weights"
 
     def reads(self, path: Path, head: bytes) -> bool:
         return any(each == BEFORE or each.endswith(f"/{TABLE}") for each in archive.names(path))
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         archive.check_size(path)
-        if BEFORE in archive.names(path):
-            raise InputError(
-                f"{path}, an archive of an older torch, whose weights are pickled",
-                "an archive with raw weights",
-                "save it anew with this torch, or save model.state_dict()",
-            )
         try:
-            return torch_layers(_weights(path))
+            read = _weights_before(path) if BEFORE in archive.names(path) else _weights(path, also)
+            return torch_layers(read, also)
         except InputError:
             raise
         except Exception as error:  # zip and JSON have their own for damaged files, and a table may hold anything
@@ -55,8 +54,25 @@ class Pt2(Importer):
             ) from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of recurrent layers by their names in the program."""
+def _weights_before(path: Path) -> dict[str, Tensor]:
+    """Tensors by their names in the program of an older torch. Raises InputError for a state dict that holds more."""
+    with zipfile.ZipFile(path) as packed:
+        content = BytesIO(packed.read(next(name for name in STATES if name in packed.namelist())))
+    archive.check_size(content)
+    content.seek(0)
+    try:
+        loaded = torch.load(content, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}, an archive of an older torch with a pickle of more than weights, which can run code",
+            "weights alone",
+            "save it anew with this torch, or save model.state_dict()",
+        ) from error
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _weights(path: Path, also: frozenset[str]) -> dict[str, Tensor]:
+    """Tensors that may be recurrent layers', by their names in the program. also: names that an option says."""
     with zipfile.ZipFile(path) as packed:
         place = next(each for each in packed.namelist() if each.endswith(f"/{TABLE}"))
         root = place.removesuffix(TABLE)
@@ -66,8 +82,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
         table = json.loads(packed.read(place))["config"]
         folder, left, read = root + TABLE.rpartition("/")[0], importer.LARGEST, {}
         for name, told in table.items():
-            if NAME.fullmatch(name) is None:
-                continue
+            if not wanted(name, also) or not (_plain(told) or name in also or NAME.fullmatch(name)):
+                continue  # what only may be a state, and is none that can be read, is left alone
             size = packed.getinfo(f"{folder}/{told['path_name']}").file_size
             left -= size  # several names may share one entry: what is read counts, not what is stored
             if left < 0:
@@ -76,10 +92,16 @@ def _weights(path: Path) -> dict[str, Tensor]:
         return read
 
 
+def _plain(told: dict[str, Any]) -> bool:
+    """Whether a row of the table describes floating point numbers as they lie in memory."""
+    meta = told["tensor_meta"]
+    return not told["use_pickle"] and meta["dtype"] in KINDS and meta["layout"] == STRIDED
+
+
 def _tensor(name: str, told: dict[str, Any], content: bytes) -> Tensor:
     """The tensor that a row of the table describes. Raises InputError where it is pickled, or does not fit its data."""
     meta = told["tensor_meta"]
-    if told["use_pickle"] or meta["dtype"] not in KINDS or meta["layout"] != STRIDED:
+    if not _plain(told):
         raise InputError(
             f"{name}, which is pickled or no dense tensor of floating point numbers",
             "raw weights",

@@ -8,7 +8,7 @@ from typing import ClassVar
 from throughtime.errors import InputError, MissingExtraError
 from throughtime.importers import importer
 from throughtime.importers.importer import Found, Importer
-from throughtime.importers.naming import NAME, torch_layers
+from throughtime.importers.naming import torch_layers, wanted
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -22,7 +22,7 @@ class Safetensors(Importer):
     def reads(self, path: Path, head: bytes) -> bool:
         return len(head) > 8 and int.from_bytes(head[:8], "little") <= LONGEST_HEADER and head[8:9] == b"{"
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
         try:
             from safetensors import safe_open
         except ImportError as error:
@@ -34,8 +34,8 @@ class Safetensors(Importer):
             raise InputError(f"{size:,} bytes in {path}", f"at most {importer.LARGEST:,}", "check the file")
         try:
             with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if NAME.fullmatch(name)]  # noqa: SIM118 (it is no mapping)
-                return torch_layers({name: file.get_tensor(name) for name in names})
+                names = [name for name in file.keys() if wanted(name, also)]  # noqa: SIM118 (it is no mapping)
+                return torch_layers({name: file.get_tensor(name) for name in names}, also)
         except InputError:
             raise
         except Exception as error:  # the library's own, and whatever a damaged header makes of torch

@@ -53,12 +53,12 @@ def merged(layer: nn.Module, parts: Sequence[Found], name: str) -> nn.Module:
     return Merged(layer, mode)
 
 
-def whole(parts: Sequence[tuple[Found, Recurrent | nn.LSTM]], name: str) -> nn.Module:
+def whole(parts: Sequence[tuple[Found, Recurrent | nn.LSTM]], name: str) -> nn.GRU | nn.LSTM | nn.RNN:
     """torch.nn.GRU, LSTM or RNN of these parts: x (T, B, D) to (output, states), each part's weights copied.
 
     Raises InputError where parts are missing or do not fit one another; UnsupportedError for a cell that torch does not stack.
     """
-    layers = {(found.level, found.reverse): layer for found, layer in parts}
+    layers = {(found.stacks[name], found.reverse): layer for found, layer in parts}
     first = parts[0][1]
     ways = [False, True] if any(reverse for _, reverse in layers) else [False]
     depth = 1 + max(level for level, _ in layers)

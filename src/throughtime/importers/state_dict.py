@@ -37,8 +37,8 @@ class StateDict(Importer):
             return True  # the magic number of torch.save before 1.6
         return any(name.endswith(("/data.pkl", f"/{SCRIPT}")) for name in archive.names(path))
 
-    def layers(self, path: Path, trust: bool) -> list[Found]:
-        return torch_layers(dict(_tensors(_load(path, trust))))
+    def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
+        return torch_layers(dict(_tensors(_load(path, trust))), also)
 
 
 def _load(path: Path, trust: bool) -> Any:

@@ -13,6 +13,7 @@ from throughtime.flow import LayerFlow, Missing, Terms, Unit
 from throughtime.report.charts import Chart, layer_charts
 from throughtime.report.firstscreen import WIDTHS, both_widths, needed_of, picture, told_of
 from throughtime.report.notation import ABSENT, lag_words, number
+from throughtime.report.outside import outside
 
 MAP_SIDE = 512
 
@@ -77,7 +78,7 @@ def facts(layer: LayerFlow) -> str:
     elif layer.reverse:
         told += "; runs back in time, so that a lag counts steps ahead"
     if layer.external is not None:
-        told += f"; {100 * layer.external:.1f} % of its gradient came round outside the cell (attention, an output fed back)"
+        told += f"; {outside(layer)}"
     return told
 
 

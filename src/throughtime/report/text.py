@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from throughtime.report.headline import headline
+from throughtime.report.outside import outside
 
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Report
@@ -110,10 +111,7 @@ def render_layer(layer: LayerFlow) -> RenderableType:
     elif layer.reverse:
         table.caption = "this direction runs back in time: a lag counts steps ahead; " + table.caption
     if layer.external is not None:
-        table.caption += (
-            f"; {_percent(layer.external)} of the gradient entered by a way round outside the cell, through what feeds its "
-            "later inputs: its lags are counted from where it enters again"
-        )
+        table.caption += f"; {outside(layer)}"
     table.caption_justify = "left"
     if layer.tail is not None:
         table.caption += f"; beyond lag {layer.tail.first_lag - 1}, not told apart: share {layer.tail.share:.1e}"

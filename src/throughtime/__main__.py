@@ -1,0 +1,5 @@
+"""`python -m throughtime`: the command line."""
+
+from throughtime.cli import main
+
+main(prog_name="throughtime")
