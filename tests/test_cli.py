@@ -321,7 +321,11 @@ def test_the_test_of_demand_is_chosen(throughtime):
 
 def test_layers_are_chosen_by_name(throughtime):
     given = ["mine:Two", "--data", "mine:one", "--loss", "mine:loss", "--format", "json"]
-    assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == ["rnn", "top"]
+    assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == [
+        "series",
+        "rnn",
+        "top",
+    ]
     assert [each["name"] for each in json.loads(throughtime("diagnose", *given, "--layer", "top")[1])["layers"]] == [
         "top"
     ]

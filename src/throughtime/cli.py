@@ -142,6 +142,11 @@ input_options = _together(
         "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="Batches to read of a loader."
     ),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
+    click.option(
+        "--total/--no-total",
+        default=None,
+        help="Tell the total lag through both directions or several modules; by default where that is quick.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     *file_options,
 )
@@ -247,6 +252,13 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
     short = False
     for name, layer in report.flow.layers.items():
+        if not layer.horizon_told:
+            why = next(each.reason for each in layer.missing if each.field == "horizon")
+            fails = min_horizon is not None and not layer.reverse  # the other side's flow tells the window of both
+            short |= fails
+            told = f"not told ({why}), residual {layer.residual:.1e}{': FAILED' if fails else ''}"
+            click.echo(f"{name}: gradient horizon({level}) {told}")
+            continue
         horizon = layer.horizon[float(level)]
         # Without one the bias stays above ε as far as lags are told apart: the horizon lies beyond them.
         beyond = layer.steps if layer.tail is None else layer.tail.first_lag - 1
@@ -382,6 +394,7 @@ def _diagnosed(
     layers: tuple[str, ...],
     limit: int,
     max_lag: int | None,
+    total: bool | None,
     seed: int,
     trust: bool,
     verify: bool,
@@ -422,6 +435,7 @@ def _diagnosed(
                 factory=factory,
                 progress=tell,
                 max_lag=max_lag,
+                total=total,
             )
         except SystemExit as error:
             raise InputError(

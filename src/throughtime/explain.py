@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,9 @@ from throughtime.reducers.ledger import Ledger
 from throughtime.reducers.origin_step import OriginSteps
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
+from throughtime.series import Series
 from throughtime.sweep import stream, sweep
+from throughtime.total import COST, cost, total_of
 from throughtime.trace import Trace
 
 CONTRACT = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the error; lower precisions: 2e-2
@@ -42,6 +44,8 @@ def explain(
     origin_step: bool = True,
     derivative: str = "closed",
     strict: bool = True,
+    total: bool | None = None,
+    series: Iterable[Series] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Flow:
     """The flow of these traces.
@@ -49,7 +53,9 @@ def explain(
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
-    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). progress(done, of, layer).
+    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). total: whether the total lag is
+    told where it takes a stream of every origin through every layer (`throughtime.series`); by default where this takes less
+    than `throughtime.total.COST`. series: what these are, of each batch. progress(done, of, layer).
     """
     asked = _Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
@@ -62,7 +68,37 @@ def explain(
             "check for a saturated or masked loss, or a detach between layer and loss",
         )
     silent = {trace.name for trace in traces} - {trace.name for trace in reached}
-    layers = {}
+    layers: dict[str, LayerFlow] = {}
+    missing = [Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent)]
+    wholes: dict[str, list[Series]] = {}
+    for each in series if total is not False else ():
+        wholes.setdefault(each.name, []).append(each)
+    for name, batches in wholes.items():
+        needs = cost(batches)
+        if total is None and needs > COST:
+            why = f"the total lag takes about {needs:.1g} multiplications: ask for it by total=True (--total)"
+            missing.append(Missing(f"layers.{name}", why))
+            continue
+        if not any(each.pairs.any() for each in batches):
+            continue
+
+        def tell_whole(done: int, of: int, name: str = name) -> None:
+            if progress:
+                progress(done, of, name)
+
+        with torch.no_grad(), torch.autocast(batches[0].source.device.type, enabled=False):
+            made = _total(batches, traces, asked, tell_whole)
+        taken = {layer.name for layer in made} & ({trace.name for trace in traces} | set(layers))
+        if taken:
+            missing.append(
+                Missing(f"layers.{name}", f"another layer is called '{min(taken)}': rename it for the total lag")
+            )
+            continue
+        for layer in made:
+            if strict and layer.error > CONTRACT.get(batches[0].parts[0].trace.dtype, LOW_PRECISION):
+                raise _missed(layer, batches[0].parts[0].trace.dtype)
+            layers[layer.name] = layer
+        reached = [replace(trace, inner=True) if trace.module == name else trace for trace in reached]
     for trace in reached:
 
         def tell(done: int, of: int, name: str = trace.name) -> None:
@@ -71,23 +107,36 @@ def explain(
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
             layer = _layer(trace, asked, tell)
-        limit = CONTRACT.get(trace.dtype, LOW_PRECISION)
-        if strict and layer.error > limit:
-            raise ResidualError(
-                f"terms of layer '{trace.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
-                f"at most {limit:g} for {str(trace.dtype).removeprefix('torch.')}",
-                (
-                    ""
-                    if trace.dtype in CONTRACT
-                    else "record this step in float32: rounding adds up over long memories; "
-                )
-                + "look for something that changed weights or states between forward and backward; "
-                "where terms cancel within a lag, rounding is all that is left; "
-                "flow(strict=False) shows the numbers all the same",
-            )
+        if strict and layer.error > CONTRACT.get(trace.dtype, LOW_PRECISION):
+            raise _missed(layer, trace.dtype)
         layers[trace.name] = layer
-    missing = tuple(Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent))
-    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=missing)
+    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=tuple(missing))
+
+
+def _missed(layer: LayerFlow, dtype: torch.dtype) -> ResidualError:
+    """What is said where terms do not add up."""
+    return ResidualError(
+        f"terms of layer '{layer.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
+        f"at most {CONTRACT.get(dtype, LOW_PRECISION):g} for {str(dtype).removeprefix('torch.')}",
+        ("" if dtype in CONTRACT else "record this step in float32: rounding adds up over long memories; ")
+        + "look for something that changed weights or states between forward and backward; "
+        "where terms cancel within a lag, rounding is all that is left; "
+        "flow(strict=False) shows the numbers all the same",
+    )
+
+
+def _total(
+    series: list[Series], traces: list[Trace], asked: _Asked, progress: Callable[[int, int], None]
+) -> list[LayerFlow]:
+    """The flows of a whole; the gradients that it explains are those of all batches, which stand in the traces."""
+    by_name = {trace.name: trace for trace in traces}
+    own = [by_name[part.trace.name] for part in series[0].parts]
+    references = [_reference(Linearization(trace, asked.derivative)) for trace in own]
+    given = [trace.weight_gradients for trace in own]
+    return [
+        replace(layer, bare=own[0].bare)
+        for layer in total_of(series, references, given, LEVELS, asked.demand, progress)
+    ]
 
 
 @dataclass(frozen=True)

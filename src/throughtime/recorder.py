@@ -32,8 +32,10 @@ from throughtime.fused import FUSED, SINGLE, Masks, arguments
 from throughtime.graph import LONG, hold
 from throughtime.hooks import Edges, edge_of, hook, targets_of
 from throughtime.layers import recurrent_layers
+from throughtime.passages import SERIES, Passages, whole_of
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import traces_of
+from throughtime.runs import Run, traces_of
+from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 from throughtime.ways import Ways
 
@@ -61,6 +63,7 @@ class Record:
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
+        self._passages = Passages()
         self._edges = Edges()
         self._tops: list[Node | None] = []
         self._running: list[str] = []
@@ -72,6 +75,7 @@ class Record:
         self.calls.clear()
         self._refused.clear()
         self._ways.clear()
+        self._passages.clear()
         for name, layer in self.layers.items():
             if own.registered(layer):
                 self._handles += self._own(name, layer)
@@ -98,7 +102,10 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if error[0] is None:
+        if error[0] is not None:
+            self._passages.clear()
+        else:
+            self._passages.close()
             for call in self.calls:
                 if call.passes:
                     call.keep_input()
@@ -166,6 +173,8 @@ class Record:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
         self._tops += [result.grad_fn for result in made]
+        if len(self.layers) > 1:
+            self._passages.add(call, x, initial, made, edges)
         self._handles += hook(call, made, targets, stops)
 
     def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
@@ -263,6 +272,25 @@ class Record:
         ways = self._ways.get(layer)
         return [replace(trace, external=None) for trace in whole] if ways is not None and ways.lost else whole
 
+    def series(self) -> tuple[list[Series], tuple[Missing, ...]]:
+        """What is told by signed offset, see `throughtime.series`, and why not, where that would be asked for.
+
+        Raises as `traces` does.
+        """
+        calls = [call for call in self.calls if call.passes]
+        runs = [run for name in self.layers for run in self._runs_of(name)]
+        found = [each for run in runs if (each := series_of(run)) is not None]
+        if len({call.layer for call in calls}) < 2:
+            return found, ()
+        found = [replace(each, lag="within-layer") for each in found]
+        whole = whole_of(self._passages, calls, SERIES if SERIES not in self.layers else "all layers")
+        if isinstance(whole, str):
+            return found, (Missing(f"layers.{SERIES}", whole),)
+        return [whole, *found] if whole is not None else found, ()
+
+    def _runs_of(self, layer: str) -> list[Run]:
+        return runs_of([call for call in self.calls if call.layer == layer and call.passes])
+
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
 
@@ -271,7 +299,9 @@ class Record:
         """
         from throughtime.explain import explain
 
-        flow = explain(self.traces(), **options)
+        traces = self.traces()
+        series, apart = self.series() if options.get("total") is not False else ([], ())
+        flow = explain(traces, series=series, **options)
         again = {
             call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
         } - set(self.unreached)
@@ -287,7 +317,7 @@ class Record:
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
-        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
+        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import Record, record
 from throughtime.remedies import Remedy, treating
+from throughtime.series import Series
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, as_batches, as_step, untouched
 from throughtime.verify import Verification, verify
@@ -87,6 +88,9 @@ def measure(
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model."""
     by_layer: dict[str, list[Trace]] = {}
+    series: list[Series] = []
+    apart: dict[Missing, None] = {}
+    keep = options.get("total") is not False
     names: list[str] = []
     with untouched(model):
         for done, batch in enumerate(batches):
@@ -104,20 +108,27 @@ def measure(
                         "check for .detach(), .item() or torch.no_grad in the loss",
                     )
                 # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
-                torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+                # Between several recurrent modules the graph is needed once more: their total lag goes through it.
+                wanted = [p for p in model.parameters() if p.requires_grad]
+                torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=keep and len(rec.layers) > 1)
             for trace in _traces(rec):
                 by_layer.setdefault(trace.name, []).append(trace)
-    reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
-    unreached = [name for name in names if name not in reached]
-    if unreached and layers is not None:
-        raise _independent(unreached)
+            if keep:
+                found, why = rec.series()
+                series += found
+                apart |= dict.fromkeys(why)
+        # Still untouched: what lies between modules may hold buffers that are put back at the end.
+        reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
+        unreached = [name for name in names if name not in reached]
+        if unreached and layers is not None:
+            raise _independent(unreached)
 
-    def tell(done: int, of: int, name: str) -> None:
-        progress(done, of, f"sweep of {name}")
+        def tell(done: int, of: int, name: str) -> None:
+            progress(done, of, f"sweep of {name}")
 
-    flow = explain([joined(traces) for traces in by_layer.values()], progress=tell, **options)
+        flow = explain([joined(traces) for traces in by_layer.values()], series=series, progress=tell, **options)
     independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
-    return replace(flow, missing=(*flow.missing, *independent))
+    return replace(flow, missing=(*flow.missing, *independent, *apart))
 
 
 def _traces(rec: Record) -> list[Trace]:
@@ -173,6 +184,8 @@ def prescribed(report: Report, model: nn.Module) -> tuple[Remedy, str, dict[str,
             continue
         for remedy in treating(finding.code):
             module = report.flow.layers[finding.layer].module or finding.layer
+            if module not in modules:  # of several in series none is the one to treat
+                continue
             if remedy.precondition(modules[module]) is None:
                 return remedy, module, {"needed_lag": need.farthest}
     return None

@@ -72,7 +72,8 @@ def _probed(
 
 def _merged(layer: LayerFlow, count: int, reasons: dict[str, str], noise: bool) -> LayerFlow:
     """Directions brought together again by sequence, and the reasons of a probe in place of "not asked for"."""
-    by_sequence = layer.adjoint.by_sequence.reshape(layer.steps, count, -1)
+    width = layer.adjoint.by_sequence.shape[1] // count
+    by_sequence = layer.adjoint.by_sequence.reshape(layer.steps, count, width)
     top = np.max(np.where(np.isfinite(by_sequence), by_sequence, -np.inf), axis=1, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
