@@ -42,8 +42,9 @@ class Form:
 
     def steps(self, x: Tensor) -> int:
         """Steps of all layers and directions of a call on this input."""
-        packed = self.batch_sizes is not None
-        each = 1 if self.single else len(self.batch_sizes) if packed else x.shape[1 if self.batch_first else 0]
+        each = 1 if self.single else x.shape[1 if self.batch_first else 0]
+        if self.batch_sizes is not None:
+            each = len(self.batch_sizes)
         return each * self.layers * self.directions
 
     def name(self, parameter: str, layer: int = 0, direction: int = 0) -> str:

@@ -8,6 +8,7 @@ So the nodes of a long graph are held until all that was made of them has gone, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch.autograd.graph import Node
 
@@ -39,4 +40,5 @@ def hold(tops: Iterable[Node | None]) -> None:
     held = _Held(sorted(reached, key=lambda node: node._sequence_nr()))
     for node in ends:
         if node not in reached:
-            node.metadata["throughtime"] = held
+            metadata: Any = node.metadata  # a dict; typed as a method
+            metadata["throughtime"] = held
