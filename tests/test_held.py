@@ -346,3 +346,31 @@ def test_a_held_and_a_plain_sequence_are_told_together():
     assert (layer.steps, layer.batch) == (T, 2 * B)
     assert layer.residual < 1e-12
     assert "held" in layer.paths
+
+
+@pytest.mark.parametrize("layout", ["squeezed", "flat", "folded"])
+def test_states_that_are_held_in_another_layout(layout):
+    """The same numbers as where they are held as they come; the masks of each step differ."""
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H).double()
+    shape = {"squeezed": (B, H), "flat": (B * H,), "folded": (2, B * H // 2), "as they come": (1, B, H)}
+
+    def loss(layout: str) -> Tensor:
+        state, total = torch.ones(1, B, H, dtype=torch.float64, requires_grad=True) * 1, 0.0
+        for k, part in enumerate(drawn(T, B, D).split(2)):
+            given = (state.view(shape[layout]) * SOFT[k].view(shape[layout])).view(1, B, H)
+            new, old = layer(part, given)[1].view(shape[layout]), state.view(shape[layout])
+            state = torch.lerp(old, new, SOFT[k + 4].view(shape[layout])).view(1, B, H)
+            total = total + (state * drawn(1, B, H, seed=k)).sum()
+        return total
+
+    told = []
+    for each in (layout, "as they come"):
+        layer.zero_grad()
+        with tt.record(layer) as record:
+            loss(each).backward()
+        flow = record.flow(demand=False, tolerance=0)
+        assert flow.residual < 1e-12
+        assert not flow.missing
+        told.append(flow.layers["rnn"].share)
+    np.testing.assert_allclose(told[0], told[1], **CLOSE)

@@ -96,7 +96,8 @@ def _way(state: Tensor, before: Call, place: int, ways: Ways) -> _Way | None:
     arrived = reader.arrivals(chain[-1][0])
     if end not in arrived:
         return None
-    parts = [filled(times(by, old[edge]), state) for edge, by in arrived.items() if edge != end]
+    shaped = {edge: None if factor is None else factor.reshape(state.shape) for edge, factor in old.items()}
+    parts = [filled(times(by, shaped[edge]), state) for edge, by in arrived.items() if edge != end]
     return _Way(chain, arrived[end], torch.stack(parts).sum(0) if parts else None, reader.others)
 
 
