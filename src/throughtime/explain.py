@@ -260,14 +260,15 @@ def _sequence(trace: Trace, adjoint: Adjoint) -> Sequence:
 
 def _left_out(trace: Trace, asked: _Asked) -> list[Missing]:
     """What was not asked for, or does not exist for this cell or batch."""
-    carry = trace.cell.diagonal
+    carry, gate = trace.cell.diagonal, trace.cell.keep is not None
+    around = "the old state goes past the cell too" if gate else "the cell has no carry port"
     parts = "told for each layer of the stack" if trace.cell.compound else ""
     reasons = {
         "signal_to_noise": "not asked for" if not asked.signal_to_noise else "",
-        "hops": "the cell has no carry port" if not carry else "not asked for" if not asked.hops else "",
+        "hops": around if not carry else "not asked for" if not asked.hops else "",
         "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
         "cosine": "told where the bias is" if asked.bias != "all" else "",
-        "units.timescale": "the cell has no gate on its carry" if not carry else "",
+        "units.timescale": "" if carry or gate else "the cell has no gate on its carry",
         "demand": "not asked for" if asked.demand is None else "told for the whole stack" if trace.inner else "",
         "gates": parts,
         "units": parts,

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -28,6 +29,7 @@ from throughtime.elementwise import MIXING
 from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.graph import LONG, hold
 from throughtime.hooks import Edges, edge_of, hook, targets_of
 from throughtime.layers import recurrent_layers
 from throughtime.passages import SERIES, Passages, whole_of
@@ -63,6 +65,7 @@ class Record:
         self._ways: dict[str, Ways] = {}
         self._passages = Passages()
         self._edges = Edges()
+        self._tops: list[Node | None] = []
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -89,6 +92,9 @@ class Record:
         for ways in self._ways.values():
             ways.close()
         self._edges.clear()
+        if sum(call.form.steps(call.x) for call in self.calls) > LONG:
+            hold(self._tops)
+        self._tops.clear()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
             call.origins.clear()
@@ -166,6 +172,7 @@ class Record:
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
+        self._tops += [result.grad_fn for result in made]
         if len(self.layers) > 1:
             self._passages.add(call, x, initial, made, edges)
         self._handles += hook(call, made, targets, stops)
@@ -305,8 +312,8 @@ class Record:
         around = "an operation between its states and its later inputs could not run again on its part of the gradient"
         lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
         anew = (
-            "a state went into a second call, or by a way that is not followed (products, sums and torch.where are): "
-            "lags begin anew there"
+            "a state went into a second call, or by a way that is not followed (masks, sums, mixtures and torch.where are): "
+            "what came back by it entered as a gradient of its own, and its lags begin anew there"
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
