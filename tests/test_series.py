@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime as tt
 from throughtime.chains import runs_of
+from throughtime.explorer import flowfile
 from throughtime.flow import LayerFlow
 from throughtime.offsets import Offsets
 from throughtime.report.json import schema
@@ -356,6 +357,13 @@ def test_what_is_not_told_says_why():
     assert document["layers"][1]["opposite"] == "rnn"
     assert document["layers"][0]["demand"]["z"]
     assert document["layers"][2]["demand"] is None
+
+
+def test_the_explorer_shows_the_layers_of_a_whole(tmp_path):
+    path = tmp_path / "flow.json"
+    path.write_text(stack().flow().to_json(network=True))
+    names = [layer["name"] for layer in flowfile.read(path)["layers"]]
+    assert names == ["rnn.l0", "rnn.l0_reverse", "rnn.l1", "rnn.l1_reverse"]
 
 
 def test_without_the_terms_of_all_offsets_shares_stay(monkeypatch):
