@@ -137,7 +137,7 @@ class Ledger(Reducer):
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         ps, xs = self._factors(block)
         sizes = self.tensor("tail_sizes")
-        sizes += sum(_sizes_of_rows(p, x).sum() for p, x in zip(ps, xs, strict=True)).cpu()
+        sizes += torch.stack([_sizes_of_rows(p, x).sum() for p, x in zip(ps, xs, strict=True)]).sum().cpu()
         terms = [outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1)) for p, x in zip(ps, xs, strict=True)]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
