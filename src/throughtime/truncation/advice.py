@@ -1,0 +1,203 @@
+"""The advice: the smallest window that holds every needed lag and loses little, with its reasons. Never from supply alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from throughtime.diagnosis.supply import arrival
+from throughtime.report.headline import arriving, needed_sentence
+from throughtime.report.notation import number
+from throughtime.truncation.gradient import Window
+from throughtime.truncation.lost import Lost
+from throughtime.truncation.passes import Cost
+from throughtime.truncation.result import Row, WindowReport
+
+FEW = 2.0
+"""Losses are few where a window for each, one after another, goes over at most so many times the sequence."""
+ARRIVES = 1e-3
+"""Of the gradient at a needed lag: with less, a window that holds the lag does not help yet (TT101)."""
+
+
+def advised(report: WindowReport) -> WindowReport:
+    """The report with a recommendation, or with the reason why there is none."""
+    lag = report.farthest
+    needed = [_needed(report, place) for place, need in enumerate(report.needed) if not _inner(report, need.layer)]
+    notes = _notes(report)
+    if lag is None:
+        none = "So no window is recommended: how far the gradient reaches now does not say how far it should. What follows is "
+        none += "what each window loses of the gradient as it is now."
+        return replace(report, reasons=(*needed, none, *notes))
+    if lag >= report.steps:
+        short = f"Lag {lag} lies outside of the recorded sequences of {report.steps} steps: record at least {lag + 1}."
+        return replace(report, reasons=(*needed, f"No window is recommended. {short}", *notes))
+    if not report.chunks:
+        words = next(each.reason for each in report.missing if each.field == "chunks")
+        none = f"No window is recommended: {words}. A window would have to hold {lag + 1} steps at least."
+        return replace(report, reasons=(*needed, none, *notes))
+    chunk = _first(report, report.chunks, short=True)
+    pair = _first(report, report.pairs, short=True)
+    one = _first(report, tuple(row for row in report.sliding if few(report, row.window)), short=True)
+    found = [row for row in (one, chunk, pair) if row is not None]
+    best = found[0] if found else next(row for row in report.chunks if row.window.k2 == report.steps)
+    reasons = [*needed, _why(report, best, lag)]
+    if one is not None:
+        reasons.append(_few(report))
+    elif chunk is not None and chunk.reaching < 1:
+        reasons.append(_part(chunk, lag, pair))
+    if chunk is None and report.steps > lag + 1:
+        reasons.append(_no_chunk(report, lag))
+    reasons += [_cost(report, best.cost)] if best.cost is not None and report.full is not None else []
+    return replace(
+        report, recommended=best, alternatives=tuple(found[1:]), reasons=(*reasons, *_arrives(report, lag), *notes)
+    )
+
+
+def will_do(row: Row, lag: int | None, level: float) -> bool:
+    """Whether a window holds a needed lag, for some loss at least, and loses no more than the level."""
+    return lag is not None and row.window.k2 > lag and row.reaching > 0 and row.whole.bias <= level
+
+
+def few(report: WindowReport, window: Window) -> bool:
+    """Whether the losses are so few that a pass for each of them is cheap."""
+    return losses(report) * window.k2 <= FEW * report.steps
+
+
+def losses(report: WindowReport) -> int:
+    """The steps at which a loss stands, in the layer with most of them."""
+    return max(len(layer.loss_steps) for layer in report.flow.layers.values())
+
+
+def name_of(window: Window) -> str:
+    """A window in words."""
+    if window.k1 == window.k2:
+        return f"Chunks of {window.k2} steps, the state passed on and detached every {window.k2} steps"
+    if window.k1 == 1:
+        return f"Back over {window.k2} steps from each loss, and no further"
+    return f"A backward pass every {window.k1} steps over the last {window.k2} (K1 = {window.k1}, K2 = {window.k2})"
+
+
+def percent(value: float) -> str:
+    """A fraction as 1.2 %."""
+    return f"{number(100 * value, 2)} %"
+
+
+def loss_words(lost: Lost) -> str:
+    """Bias with its interval, and cosine."""
+    told = f"bias {percent(lost.bias)}"
+    if not np.isnan(lost.low) and lost.bias > 0:
+        told += f" (95 % interval {number(100 * lost.low, 2)} to {percent(lost.high)} over sequences)"
+    return f"{told}, cosine {lost.cosine:.3f}"
+
+
+def _inner(report: WindowReport, layer: str) -> bool:
+    return report.flow.layers[layer].inner
+
+
+def _needed(report: WindowReport, place: int) -> str:
+    need = report.needed[place]
+    where = f"{need.layer}: " if len([each for each in report.needed if not _inner(report, each.layer)]) > 1 else ""
+    return where + needed_sentence(report.flow.layers[need.layer], need)
+
+
+def _first(report: WindowReport, rows: tuple[Row, ...], short: bool) -> Row | None:
+    """The smallest that will do; short: shorter than the sequence."""
+    fit = [
+        row
+        for row in rows
+        if will_do(row, report.farthest, report.level) and not (short and row.window.k2 >= report.steps)
+    ]
+    return min(fit, key=lambda row: row.window.k2, default=None)
+
+
+def _why(report: WindowReport, row: Row, lag: int) -> str:
+    if row.window.k2 >= report.steps:
+        return (
+            f"The whole sequence, {report.steps} steps: no shorter window tried holds lag {lag} (at least {lag + 1} steps) with "
+            f"a bias of at most {percent(report.level)}."
+        )
+    above = ", whose interval reaches above that" if row.whole.high > report.level else ""
+    return (
+        f"{name_of(row.window)}: the smallest such window tried that holds lag {lag} (at least {lag + 1} steps) with a bias of at "
+        f"most {percent(report.level)}{above}. {loss_words(row.whole).capitalize()}."
+    )
+
+
+def _part(chunk: Row, lag: int, pair: Row | None) -> str:
+    told = (
+        f"In chunks of {chunk.window.k2} steps {percent(chunk.reaching)} of the losses that could reach lag {lag} do: those in "
+        f"the first {lag} steps of each chunk do not."
+    )
+    if pair is None:
+        return told
+    return f"{told} With K1 = {pair.window.k1}, K2 = {pair.window.k2} {percent(pair.reaching)} do ({loss_words(pair.whole)})."
+
+
+def _few(report: WindowReport) -> str:
+    count = losses(report)
+    where = "1 step" if count == 1 else f"{count} steps"
+    return (
+        f"The loss stands at {where} of {report.steps}: with chunks counted from the start, every chunk without a loss gets no "
+        "gradient at all, and the last one holds only what is left of the sequence. Run up to the window without gradient "
+        "instead, detach the state once, and go on to the loss."
+    )
+
+
+def _no_chunk(report: WindowReport, lag: int) -> str:
+    held = [row for row in report.chunks if lag < row.window.k2 < report.steps]
+    if not held:
+        return "No shorter chunk that holds the lag was tried."
+    best = min(held, key=lambda row: row.whole.bias if row.reaching > 0 else np.inf)
+    if not best.reaching > 0:
+        return f"In no chunk shorter than the sequence does any loss reach lag {lag}."
+    return (
+        f"No chunk shorter than the sequence has a bias of at most {percent(report.level)}: the best tried, of "
+        f"{best.window.k2} steps, has {loss_words(best.whole)}."
+    )
+
+
+def _cost(report: WindowReport, cost: Cost) -> str:
+    full = report.full
+    assert full is not None
+    return (
+        f"Measured on the recurrent layers: autograd keeps {percent(cost.memory / full.memory)} of what full BPTT keeps "
+        f"({size(cost.memory)} of {size(full.memory)}), in {time_words(cost)} of its time ({cost.rounds} rounds)."
+    )
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} B"
+
+
+def time_words(cost: Cost) -> str:
+    """A ratio and its range."""
+    return f"{cost.time:.2f} times ({cost.low:.2f}–{cost.high:.2f})"
+
+
+def _arrives(report: WindowReport, lag: int) -> list[str]:
+    """Where next to nothing of the gradient comes to the needed lag, a window alone is no cure."""
+    for need in report.needed:
+        layer = report.flow.layers[need.layer]
+        if need.farthest != lag or layer.lag != "total" or layer.inner:
+            continue
+        there = arrival(layer, lag)
+        if there is not None and there.fraction < ARRIVES:
+            return [
+                f"But {arriving(layer, lag)}: a window that holds a lag does not make the gradient reach it, and the bias is "
+                "small for that reason only. Cure the reach first (throughtime diagnose), then measure the window again."
+            ]
+    return []
+
+
+def _notes(report: WindowReport) -> list[str]:
+    if all(layer.lag == "total" or layer.inner for layer in report.flow.layers.values()):
+        return []
+    return [
+        "Several recurrent modules: each one's lags are within it, and what one would lose on its way through another is not "
+        "counted."
+    ]
