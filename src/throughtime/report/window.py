@@ -32,11 +32,15 @@ def render_window(report: WindowReport) -> RenderableType:
     screen.add_column(justify="right", no_wrap=True)
     screen.add_column()
     best = report.recommended
-    screen.add_row(Text("window", STYLES["finding"]), Text("none recommended" if best is None else name_of(best.window)))
+    screen.add_row(
+        Text("window", STYLES["finding"]), Text("none recommended" if best is None else name_of(best.window))
+    )
     for place, reason in enumerate(report.reasons):
         screen.add_row(Text("" if place else "why", STYLES["needed"]), Text(reason))
     for place, row in enumerate(report.alternatives):
-        screen.add_row(Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(row.whole)}."))
+        screen.add_row(
+            Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(row.whole)}.")
+        )
     return Group(screen, Text(""), _table(report))
 
 
@@ -58,20 +62,22 @@ def _table(report: WindowReport) -> Table:
     chunks = {row.window.k2: row for row in report.chunks}
     for steps in sorted({*sliding, *chunks}):
         slid, chunk = sliding.get(steps), chunks.get(steps)
-        row = [str(steps), *_lost(slid.whole if slid else None)]
+        row = [str(steps) + _short(steps, lag), *_lost(slid.whole if slid else None)]
         table.add_row(*row, *_chunk(chunk, lag, report), style=_style(report, steps, slid, chunk))
-    for each in report.pairs:
-        table.add_row(str(each.window), "–", "–", *_chunk(each, lag, report), style=_style(report, each.window.k2, each))
+    single = [row for row in report.sliding if row.cost is not None and 1 < row.window.k2 < report.steps]
+    for each in (*report.pairs, *single):
+        style = _style(report, each.window.k2, each)
+        table.add_row(str(each.window) + _short(each.window.k2, lag), "–", "–", *_chunk(each, lag, report), style=style)
     table.caption = (
         "K: steps of the window, which holds the lags 0 … K − 1; K1,K2: a pass every K1 steps over the last K2; sliding: every "
         "loss goes back over K steps; chunks: the state is detached every K steps; bias: how much of the gradient is changed, "
         "cosine: of the two directions"
     )
     if lag is not None and report.chunks:
-        table.caption += f"; reach lag {lag}: of the losses that could, in chunks; * too short for the needed lag"
+        table.caption += f"; reach lag {lag}: of the losses that could; * too short for the needed lag"
     if report.full is not None:
         table.caption += (
-            f"; memory: of the {size(report.full.memory)} that autograd keeps in full BPTT, in chunks; time: against full BPTT, "
+            f"; memory: of the {size(report.full.memory)} that autograd keeps in full BPTT, time: against full BPTT, "
             f"median and range of {report.full.rounds} rounds; both of the recurrent layers alone, on the first batch"
         )
     return table
@@ -97,6 +103,10 @@ def _lost(lost: Lost | None) -> list[str]:
 
 def _time(cost: Cost) -> str:
     return f"{cost.time:.2f} ({cost.low:.2f}–{cost.high:.2f})"
+
+
+def _short(steps: int, lag: int | None) -> str:
+    return " *" if lag is not None and steps <= lag else ""
 
 
 def _style(report: WindowReport, steps: int, *rows: Row | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -36,9 +37,9 @@ def advised(report: WindowReport) -> WindowReport:
         words = next(each.reason for each in report.missing if each.field == "chunks")
         none = f"No window is recommended: {words}. A window would have to hold {lag + 1} steps at least."
         return replace(report, reasons=(*needed, none, *notes))
-    chunk = _first(report, report.chunks, short=True)
-    pair = _first(report, report.pairs, short=True)
-    one = _first(report, tuple(row for row in report.sliding if few(report, row.window)), short=True)
+    chunk = _shorter(report, report.chunks)
+    pair = _pair(report)
+    one = _one(report)
     found = [row for row in (one, chunk, pair) if row is not None]
     best = found[0] if found else next(row for row in report.chunks if row.window.k2 == report.steps)
     reasons = [*needed, _why(report, best, lag)]
@@ -54,14 +55,22 @@ def advised(report: WindowReport) -> WindowReport:
     )
 
 
-def will_do(row: Row, lag: int | None, level: float) -> bool:
-    """Whether a window holds a needed lag, for some loss at least, and loses no more than the level."""
-    return lag is not None and row.window.k2 > lag and row.reaching > 0 and row.whole.bias <= level
+def first_of(rows: Iterable[Row], lag: int | None, level: float) -> Row | None:
+    """The smallest window from which on every one given holds the lag, for some loss at least, and loses at most the level.
+
+    A single window that does, between others that do not, is good luck: a loss that stands well in its chunk.
+    """
+    found = None
+    for row in sorted(rows, key=lambda row: row.window.k2, reverse=True):
+        if lag is None or row.window.k2 <= lag or not row.reaching > 0 or not row.whole.bias <= level:
+            break
+        found = row
+    return found
 
 
 def few(report: WindowReport, window: Window) -> bool:
     """Whether the losses are so few that a pass for each of them is cheap."""
-    return losses(report) * window.k2 <= FEW * report.steps
+    return losses(report) * max(window.k2, 4) <= FEW * report.steps
 
 
 def losses(report: WindowReport) -> int:
@@ -101,26 +110,34 @@ def _needed(report: WindowReport, place: int) -> str:
     return where + needed_sentence(report.flow.layers[need.layer], need)
 
 
-def _first(report: WindowReport, rows: tuple[Row, ...], short: bool) -> Row | None:
-    """The smallest that will do; short: shorter than the sequence."""
-    fit = [
-        row
-        for row in rows
-        if will_do(row, report.farthest, report.level) and not (short and row.window.k2 >= report.steps)
-    ]
-    return min(fit, key=lambda row: row.window.k2, default=None)
+def _shorter(report: WindowReport, rows: Iterable[Row]) -> Row | None:
+    """The smallest that will do, if it is shorter than the sequence."""
+    found = first_of(rows, report.farthest, report.level)
+    return None if found is None or found.window.k2 >= report.steps else found
+
+
+def _one(report: WindowReport) -> Row | None:
+    """The smallest window for each loss alone, where these are few."""
+    row = _shorter(report, report.sliding)
+    return row if row is not None and few(report, row.window) else None
+
+
+def _pair(report: WindowReport) -> Row | None:
+    """The smallest pair that will do."""
+    found = [row for row in report.pairs if _shorter(report, [row]) is not None]
+    return min(found, key=lambda row: row.window.k2, default=None)
 
 
 def _why(report: WindowReport, row: Row, lag: int) -> str:
     if row.window.k2 >= report.steps:
         return (
-            f"The whole sequence, {report.steps} steps: no shorter window tried holds lag {lag} (at least {lag + 1} steps) with "
-            f"a bias of at most {percent(report.level)}."
+            f"The whole sequence, {report.steps} steps: no shorter window tried holds lag {lag} (at least {lag + 1} steps) "
+            f"with a bias of at most {percent(report.level)}."
         )
-    above = ", whose interval reaches above that" if row.whole.high > report.level else ""
+    above = "; the interval reaches above the level" if row.whole.high > report.level else ""
     return (
-        f"{name_of(row.window)}: the smallest such window tried that holds lag {lag} (at least {lag + 1} steps) with a bias of at "
-        f"most {percent(report.level)}{above}. {loss_words(row.whole).capitalize()}."
+        f"It is the smallest of its kind that holds lag {lag} (at least {lag + 1} steps) and, like all larger ones tried, has "
+        f"a bias of at most {percent(report.level)}: {loss_words(row.whole)}{above}."
     )
 
 

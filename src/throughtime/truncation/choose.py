@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from throughtime.cells.cell import Tensors
 from throughtime.diagnosis.diagnose import BATCHES, needs, recorded
-from throughtime.diagnosis.report import Needed
 from throughtime.errors import InputError
 from throughtime.explain import explain
 from throughtime.flow import Flow, LayerFlow, Missing
@@ -21,14 +20,14 @@ from throughtime.progress import Tell, quiet
 from throughtime.recorder import record
 from throughtime.trace import Trace, joined
 from throughtime.training_step import as_batches, as_step, untouched
-from throughtime.truncation.advice import advised, few, will_do
+from throughtime.truncation.advice import advised, few, first_of
 from throughtime.truncation.gradient import Window, gradients
-from throughtime.truncation.lost import Comparison, Lost, Moments
+from throughtime.truncation.lost import Comparison, Moments
 from throughtime.truncation.passes import Layer, layer_of, measure
 from throughtime.truncation.result import Row, WindowReport
 
-LEVEL = 0.01
-"""Of the bias that a recommended window may have: that of the gradient horizon in TT106."""
+LEVEL = 0.1
+"""Of the bias that a recommended window may have. Chosen, not calibrated: `level=` says another."""
 HORIZONS = (0.1, 0.01, 0.001)
 FINER = 5  # windows tried between the last that loses too much and the first that does not
 
@@ -36,10 +35,10 @@ FINER = 5  # windows tried between the last that loses too much and the first th
 def window(
     model: nn.Module,
     batches: Any,
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor] | None = None,
     needed_lag: int | None = None,
     *,
-    windows: Iterable[int | tuple[int, int]] = (),
+    windows: Iterable[int | str | tuple[int, int] | Window] = (),
     level: float = LEVEL,
     cost: bool = True,
     layers: list[str] | None = None,
@@ -50,18 +49,24 @@ def window(
     """Which truncation window to train with: what each loses of the gradient and costs, and which one to use.
 
     model, batches, loss, needed_lag, layers, limit: as `throughtime.diagnose` takes them; the model is left exactly as it was.
-    windows: more of them, each K (chunks: the state detached every K steps) or (K1, K2) (a backward pass every K1 steps over the
-    last K2; Williams & Peng 1990). level: the truncation bias that a recommended window may have. cost: whether memory and time
-    are measured, by really truncated passes of the recurrent layers. options: those of `throughtime.explain.explain`.
+    windows: more of them, each K (chunks: the state detached every K steps) or (K1, K2) (a backward pass every K1 steps over
+    the last K2; Williams & Peng 1990). level: the truncation bias that a recommended window may have. cost: whether memory and
+    time are measured, by really truncated passes of the recurrent layers. options: those of `throughtime.explain.explain`.
 
     The bias and the cosine are exact, of these batches and these weights. A window is recommended only where a lag is known to
     be needed, and never one that does not hold it: how far the gradient reaches now says nothing of how far it should.
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
-    asked = [each if isinstance(each, Window) else _window(each) for each in windows]
+    asked = [each if isinstance(each, Window) else Window.of(each) for each in windows]
     if not 0 < level < 1:
         raise InputError(f"level={level}", "a bias between 0 and 1", f"use level={LEVEL}")
+    if loss is None:
+        raise InputError(
+            "no loss",
+            "the loss that the network is trained on",
+            "pass loss=… (--loss): what a window loses is of its gradient",
+        )
     given = as_batches(batches, limit)
     step = as_step(loss)
     by_name, unreached = recorded(model, given, step, layers, progress)
@@ -79,21 +84,10 @@ def window(
     return measured.report(type(model).__name__, asked)
 
 
-def _window(given: int | tuple[int, int]) -> Window:
-    """K or (K1, K2)."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        return Window(given, given)
-    if isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(k, int) for k in given):
-        return Window(*given)
-    raise InputError(f"the window {given!r}", "a number of steps K, or a pair (K1, K2)", "write 50 or (10, 50)")
-
-
 class _Measured:
     """Rows are made as they are asked for, each window once."""
 
-    def __init__(
-        self, flow: Flow, traces: list[Trace], needed_lag: int | None, level: float, progress: Tell
-    ) -> None:
+    def __init__(self, flow: Flow, traces: list[Trace], needed_lag: int | None, level: float, progress: Tell) -> None:
         self.flow, self.level, self.progress = flow, level, progress
         self.traces = traces
         self.needed = tuple(needs(layer, needed_lag) for layer in flow.layers.values())
@@ -105,6 +99,7 @@ class _Measured:
         self.comparisons: dict[str, Comparison] = {}
         self.moments: dict[Window, dict[str, Moments]] = {}
         self.layers: list[Layer] = []
+        self.linearized: dict[int, Linearization] = {}
 
     @property
     def farthest(self) -> int | None:
@@ -183,7 +178,8 @@ class _Measured:
             chunks = {size: self.row(Window(size, size)) for size in sizes}
             self._finer(chunks)
             pair = self._pair(horizon)
-            pairs = list(dict.fromkeys([*pairs, *([pair] if pair else [])]))
+            if pair is not None and pair not in pairs:
+                pairs.append(pair)
         paired = [self.row(each) for each in pairs]
         sliding = [self.sliding(size) for size in sorted({*sizes, *chunks, *self._least(horizon)})]
         report = WindowReport(
@@ -204,7 +200,9 @@ class _Measured:
         if not self.layers:
             missing.append(Missing("cost", missing[0].reason if missing else "not asked for"))
             return advised(replace(report, missing=tuple(missing)))
-        cheap = [row.window for row in sliding if few(report, row.window)]
+        cheap = [
+            row.window for row in sliding if few(report, row.window) and row.window.k2 > max(self.farthest or 0, 1)
+        ]
         full, costs = measure(
             self.layers,
             [*(row.window for row in report.chunks), *pairs, *cheap],
@@ -219,8 +217,9 @@ class _Measured:
         return advised(replace(report, full=full, missing=tuple(missing), **told))
 
     def _computed(self, layer: Layer, window: Window) -> Tensors:
-        with torch.no_grad():
-            return gradients(Linearization(layer.trace), window)
+        lin = self.linearized.setdefault(id(layer), Linearization(layer.trace))
+        with torch.no_grad(), torch.autocast(layer.x.device.type, enabled=False):
+            return gradients(lin, window)
 
     def _horizon(self, level: float) -> int | None:
         """The least K with a bias of at most `level` from there on, over all layers; None where one of them has none."""
@@ -251,16 +250,13 @@ class _Measured:
         if self.farthest is None:
             return
         for _ in range(FINER):
-            good = [size for size in sorted(chunks) if self._will_do(chunks[size])]
-            worse = [size for size in chunks if good and size < good[0]]
-            low, high = max([self.farthest, *worse]), good[0] if good else 0
+            good = first_of(chunks.values(), self.farthest, self.level)
+            high = self.steps if good is None else good.window.k2
+            low = max([self.farthest, *(size for size in chunks if size < high)])
             middle = (low + high) // 2
             if middle <= low or high - low <= max(1, high // 20):
                 return
             chunks[middle] = self.row(Window(middle, middle))
-
-    def _will_do(self, row: Row) -> bool:
-        return will_do(row, self.farthest, self.level)
 
 
 def _told(layer: LayerFlow, lag: int) -> tuple[float, float]:

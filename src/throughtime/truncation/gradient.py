@@ -7,7 +7,9 @@ back over K2 steps, lags 0 … K2 − 1. The states are those of the run as it w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -36,6 +38,18 @@ class Window:
                 "1 ≤ K1 ≤ K2: a pass every K1 steps that goes back over K2",
                 "give one number for chunks (K1 = K2)",
             )
+
+    @staticmethod
+    def of(given: int | str | Sequence[int]) -> Window:
+        """K, (K1, K2), "K" or "K1,K2". Raises InputError."""
+        parts = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+        try:
+            numbers = [int(part) if isinstance(part, str) else index(part) for part in parts]
+        except (TypeError, ValueError):
+            numbers = []
+        if len(numbers) not in (1, 2):
+            raise InputError(f"the window {given!r}", "a number of steps K, or a pair K1,K2", "write 50, or 10,50")
+        return Window(numbers[0], numbers[-1])
 
     def __str__(self) -> str:
         return str(self.k2) if self.k1 == self.k2 else f"{self.k1},{self.k2}"
@@ -77,7 +91,7 @@ def truncated(
                 continue
             alive = slice(int(inside[0]), int(inside[-1]) + 1)
             at = _picked(steps[alive])
-            now, exponent = rows[alive], power[alive]
+            now, exponent = rows[alive].clone(), power[alive]  # what is pulled may be kept as a view of it
             if turn >= window.overlap:
                 now, exponent = _joined(now, exponent, trace.gradient[at])
             peak = now.abs().amax(-1)
@@ -91,7 +105,7 @@ def truncated(
 
 
 def gradients(linearization: Linearization, window: Window) -> dict[str, Tensor]:
-    """The same of all sequences together, by parameter."""
+    """The gradient of all sequences together, by parameter."""
     unit = unit_of(linearization.trace)
     out = {name: torch.zeros_like(value) for name, value in linearization.trace.weights.tensors().items()}
     blocks = truncated(linearization, window, unit=unit)
@@ -123,7 +137,7 @@ def _joined(rows: Tensor, power: Tensor, entering: Tensor) -> tuple[Tensor, Tens
     new = torch.maximum(power, own)
 
     def shifted(value: Tensor, by: Tensor) -> Tensor:
-        return value * power_of_two(by, value.dtype).unsqueeze(-1)
+        return value * power_of_two(by, value.dtype).unsqueeze(-1) if by.any() else value
 
     return shifted(rows, power - new) + shifted(entering, own - new), new
 
@@ -136,11 +150,9 @@ class _Kept:
         self.turns: list[tuple[Tensor, Tensor, Tensor, Pulled]] = []
 
     def add(self, steps: Tensor, rows: Tensor, exponent: Tensor, pulled: Pulled) -> None:
-        if self.turns and (
-            len(self.turns[0][0]) != len(steps) or len(self.turns) * rows.numel() >= BLOCK_ENTRIES
-        ):
+        if self.turns and (len(self.turns[0][0]) != len(steps) or len(self.turns) * rows.numel() >= BLOCK_ENTRIES):
             self.flush()
-        self.turns.append((steps, rows.clone(), exponent, pulled))
+        self.turns.append((steps, rows, exponent, pulled))
 
     def flush(self) -> None:
         if not self.turns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ class Lost:
 
 @dataclass(frozen=True)
 class Moments:
-    """Squares and products of G, Ĝ and G − Ĝ, each (1 + groups,): of all sequences, then with one group after another left out."""
+    """Squares and products of G, Ĝ and G − Ĝ, each (1 + groups,): of all sequences, then with one group after another left
+    out."""
 
     whole: NDArray[np.float64]
     kept: NDArray[np.float64]
@@ -70,7 +72,7 @@ class Comparison:
         weights = sum(value.numel() for value in trace.weights.tensors().values())
         count = min(GROUPS, trace.batch, max(1, ENTRIES // weights))
         bounds = np.linspace(0, trace.batch, (count if count >= LEAST_GROUPS else 1) + 1).astype(int).tolist()
-        self.sequences = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self.sequences = [slice(a, b) for a, b in pairwise(bounds)]
         self.whole = truncated(linearization, Window(trace.steps, trace.steps), self.sequences, self.unit)
 
     def moments(self, window: Window) -> Moments:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -30,7 +30,7 @@ from throughtime.truncation.gradient import Window
 States = tuple[Tensor, ...]
 _KINDS = (nn.GRU, nn.LSTM, nn.RNN, nn.GRUCell, nn.LSTMCell, nn.RNNCell)
 ROUNDS = (3, 15)  # at least, at most: each round runs every window once
-SECONDS = 4.0  # that the rounds between these may take in all
+SECONDS = 6.0  # that the rounds between these may take in all
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Stepped(Layer):
 
     def _step(self, x: Tensor, states: States) -> States:
         if not isinstance(self.cell, own.OwnCell):
-            after = self.module(x, states if len(states) > 1 else states[0])
+            after = self.module(x, states if len(states) > 1 else next(iter(states)))
             return after if isinstance(after, tuple) else (after,)
         shaped = tuple(s.reshape(len(s), *shape) for s, shape in zip(states, self.cell.shapes_of, strict=True))
         after = self.module(x.reshape(len(x), *self.cell.x_shape), shaped[0] if self.cell.bare else shaped)
@@ -167,18 +167,19 @@ def _fresh(module: nn.Module) -> nn.Module:
                 hooks.clear()
         return made
     kind: Any = next(each for each in _KINDS if isinstance(module, each))
-    options = {name: getattr(module, name) for name in ("dropout", "proj_size", "nonlinearity") if hasattr(module, name)}
+    options = {
+        name: value for name in ("dropout", "proj_size", "nonlinearity") if (value := getattr(module, name, None))
+    }
     layers = () if isinstance(module, nn.RNNCellBase) else (module.num_layers,)
-    if isinstance(module, nn.RNN):
-        options.pop("proj_size", None)
     return kind(module.input_size, module.hidden_size, *layers, bias=module.bias, **options).train(module.training)
 
 
-def run(layer: Layer, window: Window, peak: list[int] | None = None) -> None:
-    """The truncated passes over the whole sequence; gradients stand in the copy's weights. peak: gets the bytes of each pass.
+def run(layer: Layer, window: Window, count: bool = False) -> list[int]:
+    """The truncated passes over the whole sequence; their gradients stand in the copy's weights.
 
-    Steps that no pass goes back over run without gradients.
+    Steps that no pass goes back over run without gradients. Returns the bytes that autograd kept of each pass, if counted.
     """
+    kept: list[int] = []
     passes = [each for each in window.passes(layer.steps) if bool(layer.gradient[each[1] : each[2]].any())]
     starts = [first for first, _, _ in passes]
     states, at = layer.initial(), 0
@@ -188,7 +189,7 @@ def run(layer: Layer, window: Window, peak: list[int] | None = None) -> None:
                 _, states = layer.run(at, first, states)
         states = tuple(state.detach() for state in states)
         middle = min(following, end)  # where the next pass begins: its state is taken there
-        with _counted(layer, peak):
+        with _counted(layer, kept) if count else nullcontext():
             outputs, gradients, after = [], [], states
             for a, b in ((first, middle), (middle, end)):
                 if a < b:
@@ -199,6 +200,7 @@ def run(layer: Layer, window: Window, peak: list[int] | None = None) -> None:
                     states = after
             torch.autograd.backward(outputs, gradients)
         at = middle
+    return kept
 
 
 def _own(entering: list[Tensor], before: int) -> list[Tensor]:
@@ -211,11 +213,8 @@ def _own(entering: list[Tensor], before: int) -> list[Tensor]:
 
 
 @contextmanager
-def _counted(layer: Layer, peak: list[int] | None) -> Iterator[None]:
+def _counted(layer: Layer, told: list[int]) -> Iterator[None]:
     """Count the bytes that autograd keeps, each storage once, but for the weights and the input."""
-    if peak is None:
-        yield
-        return
     seen = {each.untyped_storage().data_ptr() for each in (layer.x, *layer.module.parameters())}
     kept = []
 
@@ -228,7 +227,7 @@ def _counted(layer: Layer, peak: list[int] | None) -> Iterator[None]:
 
     with saved_tensors_hooks(pack, lambda value: value):
         yield
-    peak.append(sum(kept))
+    told.append(sum(kept))
 
 
 def measure(
@@ -244,35 +243,36 @@ def measure(
     steps = max(layer.steps for layer in layers)
     full = Window(steps, steps)
     order = list(dict.fromkeys([full, *windows]))
-    memory, residual, started = {}, {}, perf_counter()
+    wanted = [computed(layer, full) if layer.comparable else {} for layer in layers]
+    size = sum(float(value.double().square().sum()) for each in wanted for value in each.values())
+    memory, residual, once = {}, {}, 0.0
+    _timed(layers, full)  # whatever is made at the first run only
     for done, window in enumerate(order):
         progress(done, len(order), "truncated passes")
-        memory[window], off, size = 0, 0.0, 0.0
         for layer in layers:
             layer.module.zero_grad()
-            peak: list[int] = []
-            run(layer, window, peak)
-            memory[window] += max(peak, default=0)
-            if layer.comparable:
-                got, wanted = layer.gradients(), computed(layer, window)
-                whole = computed(layer, full) if window != full else wanted
-                off += sum(float((got[name] - value).double().square().sum()) for name, value in wanted.items())
-                size += sum(float(value.double().square().sum()) for value in whole.values())
-            else:
-                off = float("nan")
-        residual[window] = float(np.sqrt(off / size)) if size else float("nan")
-    once = perf_counter() - started
-    rounds = int(np.clip(SECONDS / max(once, 1e-9), *ROUNDS))
-    seconds: dict[Window, list[float]] = {window: [] for window in order}
+        begun = perf_counter()
+        memory[window] = sum(max(run(layer, window, count=True), default=0) for layer in layers)
+        once += perf_counter() - begun
+        off = 0.0
+        for layer in layers:
+            got = layer.gradients()
+            for name, value in (computed(layer, window) if layer.comparable else {}).items():
+                off += float((got[name] - value).double().square().sum())
+        comparable = size > 0 and all(layer.comparable for layer in layers)
+        residual[window] = float(np.sqrt(off / size)) if comparable else float("nan")
+    rounds = int(np.clip(SECONDS / max(2 * once, 1e-9), *ROUNDS))
+    ratios: dict[Window, list[float]] = {window: [] for window in order}
     for done in range(rounds):
         progress(done, rounds, "time of truncated passes")
-        for window in order if done % 2 else reversed(order):
-            seconds[window].append(_timed(layers, window))
+        for window in order:
+            # Side by side, so that what else the machine does falls on both; the order changes from round to round.
+            pair = [window, full] if done % 2 else [full, window]
+            seconds = {each: _timed(layers, each) for each in pair}
+            ratios[window].append(seconds[window] / seconds[full])
     out = {}
-    for window in order:
-        ratios = np.array(seconds[window]) / np.array(seconds[full])
-        spread = (float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
-        out[window] = Cost(memory[window], *spread, rounds, residual[window])
+    for window, told in ratios.items():
+        out[window] = Cost(memory[window], float(np.median(told)), min(told), max(told), rounds, residual[window])
     return out[full], out
 
 

@@ -33,9 +33,10 @@ class WindowReport:
     """Which truncation window to use. Windows are told in steps: one of K steps holds the lags 0 … K − 1.
 
     chunks: the state detached every K steps (K1 = K2 = K). sliding: every loss goes back over K steps (K1 = 1). pairs: a pass
-    every K1 steps over the last K2. full: the cost of a pass over everything. needed: which lags the loss asks for, by layer, and
-    who says so. level: the bias that a recommended window may have. recommended: None where no lag is known to be needed, or
-    where no window can hold it; alternatives: others that would do; reasons: in words. flow: the decomposition it stands on.
+    every K1 steps over the last K2. full: the cost of a pass over everything. needed: which lags the loss asks for, by layer,
+    and who says so. level: the bias that a recommended window may have. recommended: None where no lag is known to be needed,
+    or where no window can hold it; alternatives: others that would do; reasons: in words. flow: the decomposition that it
+    stands on. missing: what could not be told, and why.
     """
 
     title: str
