@@ -49,6 +49,7 @@ def batches(count=2, steps=20, size=12):
     return [(torch.randn(steps, size, 3, generator=g), torch.randint(0, 2, (size,), generator=g)) for _ in range(count)]
 
 criterion = nn.CrossEntropyLoss()
+def at_every_step(model, batch): return model.rnn(batch[0])[0].square().sum()
 
 def loss(model, batch):
     print("printed by the user's loss")

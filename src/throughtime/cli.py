@@ -116,10 +116,6 @@ model_options = _together(
         is_flag=True,
         help="An ONNX file may run, up to the layer: --data are arrays by the names of the graph's inputs.",
     ),
-    click.option(
-        "--loss",
-        help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
-    ),
     click.option("--needed-lag", type=click.IntRange(min=0), help="How many steps back the task is known to need."),
     click.option(
         "--demand",
@@ -143,6 +139,10 @@ model_options = _together(
 )
 input_options = _together(
     model_options,
+    click.option(
+        "--loss",
+        help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
+    ),
     click.option(
         "--history",
         help="Of the training so far: losses by step, .npy or .json; or .npz or .json with loss and gradient_norm.",
@@ -283,6 +283,7 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
 
 @main.command()
 @model_options
+@click.option("--loss", required=True, help="package.module:fn, either fn(model, batch) or fn(output, target).")
 @click.option(
     "--window",
     "windows",

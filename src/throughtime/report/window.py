@@ -11,7 +11,7 @@ from rich.text import Text
 
 from throughtime.report.json import _list, _needed, _number
 from throughtime.report.text import STYLES, _percent, _plain
-from throughtime.truncation.advice import loss_words, name_of, size
+from throughtime.truncation.advice import LEAST, loss_words, name_of, size
 from throughtime.truncation.result import Row, WindowReport
 
 if TYPE_CHECKING:
@@ -88,13 +88,23 @@ def _chunk(row: Row | None, lag: int | None, report: WindowReport) -> list[str]:
         return []
     lost = row.whole if row else None
     told = _lost(lost)
-    told.insert(1, "–" if lost is None or np.isnan(lost.low) else f"{100 * lost.low:.2g}–{100 * lost.high:.2g} %")
+    told.insert(1, _interval(lost))
     if lag is not None and report.chunks:
         told.append("–" if row is None else _percent(row.reaching))
     if report.full is not None:
         cost = row.cost if row else None
         told += ["–", "–"] if cost is None else [_percent(cost.memory / report.full.memory), _time(cost)]
     return told
+
+
+def _interval(lost: Lost | None) -> str:
+    if lost is None or np.isnan(lost.low):
+        return "–"
+    return (
+        f"{100 * lost.low:.2g}–{100 * lost.high:.2g} %"
+        if lost.high >= LEAST or lost.high == 0
+        else f"< {100 * LEAST:g} %"
+    )
 
 
 def _lost(lost: Lost | None) -> list[str]:

@@ -15,8 +15,12 @@ from throughtime.truncation.lost import Lost
 from throughtime.truncation.passes import Cost
 from throughtime.truncation.result import Row, WindowReport
 
+HALF = 0.5
+"""Of the losses must reach the farthest needed lag D: in chunks of D + 1 steps only the last of each would. Not calibrated."""
 FEW = 2.0
 """Losses are few where a window for each, one after another, goes over at most so many times the sequence."""
+LEAST = 1e-4
+"""Smaller biases are told as such."""
 ARRIVES = 1e-3
 """Of the gradient at a needed lag: with less, a window that holds the lag does not help yet (TT101)."""
 
@@ -40,15 +44,15 @@ def advised(report: WindowReport) -> WindowReport:
     chunk = _shorter(report, report.chunks)
     pair = _pair(report)
     one = _one(report)
-    found = [row for row in (one, chunk, pair) if row is not None]
+    found = [row for row in ((one, pair) if one is not None else (chunk, pair)) if row is not None]
     best = found[0] if found else next(row for row in report.chunks if row.window.k2 == report.steps)
     reasons = [*needed, _why(report, best, lag)]
     if one is not None:
         reasons.append(_few(report))
+    elif chunk is None and report.steps > lag + 1:
+        reasons.append(_no_chunk(report, lag))
     elif chunk is not None and chunk.reaching < 1:
         reasons.append(_part(chunk, lag, pair))
-    if chunk is None and report.steps > lag + 1:
-        reasons.append(_no_chunk(report, lag))
     reasons += [_cost(report, best.cost)] if best.cost is not None and report.full is not None else []
     return replace(
         report, recommended=best, alternatives=tuple(found[1:]), reasons=(*reasons, *_arrives(report, lag), *notes)
@@ -56,13 +60,13 @@ def advised(report: WindowReport) -> WindowReport:
 
 
 def first_of(rows: Iterable[Row], lag: int | None, level: float) -> Row | None:
-    """The smallest window from which on every one given holds the lag, for some loss at least, and loses at most the level.
+    """The smallest window from which on every one given holds the lag, for half of the losses, and loses at most the level.
 
     A single window that does, between others that do not, is good luck: a loss that stands well in its chunk.
     """
     found = None
     for row in sorted(rows, key=lambda row: row.window.k2, reverse=True):
-        if lag is None or row.window.k2 <= lag or not row.reaching > 0 or not row.whole.bias <= level:
+        if lag is None or row.window.k2 <= lag or not row.reaching >= HALF or not row.whole.bias <= level:
             break
         found = row
     return found
@@ -88,14 +92,16 @@ def name_of(window: Window) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction as 1.2 %."""
+    """A fraction as 1.2 %; what is smaller than float32 gradients are right is not told in digits."""
+    if 0 < value < LEAST:
+        return f"under {number(100 * LEAST)} %"
     return f"{number(100 * value, 2)} %"
 
 
 def loss_words(lost: Lost) -> str:
     """Bias with its interval, and cosine."""
     told = f"bias {percent(lost.bias)}"
-    if not np.isnan(lost.low) and lost.bias > 0:
+    if not np.isnan(lost.low) and lost.high >= LEAST:
         told += f" (95 % interval {number(100 * lost.low, 2)} to {percent(lost.high)} over sequences)"
     return f"{told}, cosine {lost.cosine:.3f}"
 
@@ -131,12 +137,12 @@ def _pair(report: WindowReport) -> Row | None:
 def _why(report: WindowReport, row: Row, lag: int) -> str:
     if row.window.k2 >= report.steps:
         return (
-            f"The whole sequence, {report.steps} steps: no shorter window tried holds lag {lag} (at least {lag + 1} steps) "
-            f"with a bias of at most {percent(report.level)}."
+            f"The whole sequence, {report.steps} steps: in no shorter window tried do half of the losses reach lag {lag} with "
+            f"a bias of at most {percent(report.level)}."
         )
     above = "; the interval reaches above the level" if row.whole.high > report.level else ""
     return (
-        f"It is the smallest of its kind that holds lag {lag} (at least {lag + 1} steps) and, like all larger ones tried, has "
+        f"It is the smallest of its kind in which half of the losses reach lag {lag} and that, like all larger ones tried, has "
         f"a bias of at most {percent(report.level)}: {loss_words(row.whole)}{above}."
     )
 
@@ -167,10 +173,11 @@ def _no_chunk(report: WindowReport, lag: int) -> str:
         return "No shorter chunk that holds the lag was tried."
     best = min(held, key=lambda row: row.whole.bias if row.reaching > 0 else np.inf)
     if not best.reaching > 0:
-        return f"In no chunk shorter than the sequence does any loss reach lag {lag}."
+        return f"In no chunk shorter than the sequence that was tried does any loss reach lag {lag}."
     return (
-        f"No chunk shorter than the sequence has a bias of at most {percent(report.level)}: the best tried, of "
-        f"{best.window.k2} steps, has {loss_words(best.whole)}."
+        f"No chunks shorter than the sequence let half of the losses reach lag {lag} with a bias of at most "
+        f"{percent(report.level)}: the best tried, of {best.window.k2} steps, let {percent(best.reaching)} reach it, with "
+        f"{loss_words(best.whole)}."
     )
 
 

@@ -22,7 +22,7 @@ from throughtime.trace import Trace, joined
 from throughtime.training_step import as_batches, as_step, untouched
 from throughtime.truncation.advice import advised, few, first_of
 from throughtime.truncation.gradient import Window, gradients
-from throughtime.truncation.lost import Comparison, Moments
+from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Moments
 from throughtime.truncation.passes import Layer, layer_of, measure
 from throughtime.truncation.result import Row, WindowReport
 
@@ -98,6 +98,7 @@ class _Measured:
         self.outer = [trace.name for trace in traces if trace.cell.compound or trace.module not in stacks]
         self.comparisons: dict[str, Comparison] = {}
         self.moments: dict[Window, dict[str, Moments]] = {}
+        self.planned = 1
         self.layers: list[Layer] = []
         self.linearized: dict[int, Linearization] = {}
 
@@ -105,12 +106,12 @@ class _Measured:
     def farthest(self) -> int | None:
         return max((need.farthest for need in self.needed if need.farthest is not None), default=None)
 
-    def lost(self, window: Window, told: str = "truncated gradients") -> dict[str, Moments]:
+    def lost(self, window: Window) -> dict[str, Moments]:
         """By layer, exactly."""
         if window not in self.moments:
             found = {}
-            for done, trace in enumerate(self.traces):
-                self.progress(done, len(self.traces), f"{told}: window {window}")
+            self.progress(len(self.moments), self.planned, "truncated gradients")
+            for trace in self.traces:
                 with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
                     if trace.name not in self.comparisons:
                         self.comparisons[trace.name] = Comparison(Linearization(trace))
@@ -175,6 +176,7 @@ class _Measured:
                 Missing("chunks", "a direction runs back in time: it has no state to carry from chunk to chunk")
             )
         else:
+            self.planned = len(sizes) + len(pairs) + FINER + 1
             chunks = {size: self.row(Window(size, size)) for size in sizes}
             self._finer(chunks)
             pair = self._pair(horizon)
@@ -197,12 +199,12 @@ class _Measured:
             reasons=(),
             flow=self.flow,
         )
+        missing += self._untold(report)
         if not self.layers:
-            missing.append(Missing("cost", missing[0].reason if missing else "not asked for"))
+            missing.append(Missing("cost", missing[0].reason if self.backwards else "not asked for"))
             return advised(replace(report, missing=tuple(missing)))
-        cheap = [
-            row.window for row in sliding if few(report, row.window) and row.window.k2 > max(self.farthest or 0, 1)
-        ]
+        single = self._least(horizon) if self.farthest is not None else sizes[1:]
+        cheap = [row.window for row in sliding if row.window.k2 in single and few(report, row.window)]
         full, costs = measure(
             self.layers,
             [*(row.window for row in report.chunks), *pairs, *cheap],
@@ -215,6 +217,23 @@ class _Measured:
 
         told = {name: with_cost(getattr(report, name)) for name in ("chunks", "sliding", "pairs")}
         return advised(replace(report, full=full, missing=tuple(missing), **told))
+
+    def _untold(self, report: WindowReport) -> list[Missing]:
+        """Numbers that no row has, and why."""
+        out = [Missing("sliding.low", "read from the flow, which does not keep sequences apart")]
+        if any(np.isnan(row.whole.bias) for row in report.sliding):
+            out.append(Missing("sliding.bias", "beyond the lags told apart: what is left there is under the tolerance"))
+        if report.chunks and np.isnan(report.chunks[0].whole.low):
+            out.append(
+                Missing("chunks.low", f"an interval over sequences needs {LEAST_GROUPS} of them, and a gradient")
+            )
+        if self.farthest is None:
+            out.append(Missing("reaching", "no lag is known to be needed"))
+        if self.layers:
+            out.append(Missing("sliding.cost", "a pass for each loss is measured only where losses are few"))
+            if not all(layer.comparable for layer in self.layers):
+                out.append(Missing("cost.residual", "dropout, or states that are multiplied or lost between calls"))
+        return out
 
     def _computed(self, layer: Layer, window: Window) -> Tensors:
         lin = self.linearized.setdefault(id(layer), Linearization(layer.trace))
