@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.block import Block
 from throughtime.cells.cell import Pulled
 from throughtime.errors import InputError
 from throughtime.linearize import Linearization
 from throughtime.reducers.products import AUTOGRAD, grouped, outer
-from throughtime.scaled import DEAD, power_of_two, rescale
-from throughtime.sweep import BLOCK_ENTRIES, Block
+from throughtime.scaled import DEAD, power_of_two, rescale, shifted
+from throughtime.sweep import BLOCK_ENTRIES
 from throughtime.trace import Trace
 
 
@@ -135,11 +136,7 @@ def _joined(rows: Tensor, power: Tensor, entering: Tensor) -> tuple[Tensor, Tens
     """rows (R, B, C) · 2^power plus what enters at their steps, exactly."""
     own = torch.where(entering.abs().amax(-1) > 0, 0, DEAD)
     new = torch.maximum(power, own)
-
-    def shifted(value: Tensor, by: Tensor) -> Tensor:
-        return value * power_of_two(by, value.dtype).unsqueeze(-1) if by.any() else value
-
-    return shifted(rows, power - new) + shifted(entering, own - new), new
+    return shifted(rows, new - power) + shifted(entering, new - own), new
 
 
 class _Kept:
@@ -159,8 +156,9 @@ class _Kept:
             return
         steps, rows, exponents, pulled = zip(*reversed(self.turns), strict=True)  # ascending, for slices of the factors
         lin, at = self.linearization, torch.stack(steps)
-        block = Block(lin, lin.whole, None, at[-1], at, torch.stack(rows), torch.stack(exponents), list(pulled))
-        self.sums.add(block)
+        adjoint, exponent = torch.stack(rows), torch.stack(exponents)
+        common = exponent.flatten(1).amax(1)
+        self.sums.add(Block(lin, lin.whole, None, at[-1], at, adjoint, exponent, common, list(pulled)))
         self.turns = []
 
 
