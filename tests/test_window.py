@@ -337,25 +337,115 @@ def test_few_sequences_have_no_interval(net):
     assert all(np.isnan(row.whole.low) for row in told.chunks)
 
 
-def test_two_modules_are_told_apart_and_together():
-    class Two(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.top = nn.LSTM(H, H)
+class Two(Net):
+    """Two recurrent modules in series, and one that steps a cell of its own."""
 
+    def __init__(self, packed: bool = False) -> None:
+        super().__init__()
+        self.middle, self.top, self.packed = nn.LSTM(H, H, 2, batch_first=True), nn.GRUCell(H, H), packed
+
+    def begin(self, size: int) -> list[Any]:
+        zeros = torch.zeros(2, size, H).double()
+        return [zeros[:1], (zeros, zeros), zeros[0]]
+
+    def pieces(self, x: Tensor, states: list[Any], lengths: list[int] | None = None) -> tuple[Tensor, list[Any]]:
+        if lengths is None:
+            out, first = self.rnn(x, states[0])
+        else:
+            out, first = self.rnn(pack_padded_sequence(x, torch.tensor(lengths)), states[0])
+            out = pad_packed_sequence(out, total_length=len(x))[0]
+        out, second = self.middle(torch.tanh(out).transpose(0, 1), states[1])
+        told, third = [], states[2]
+        for now in out.transpose(0, 1):
+            third = self.top(now, third)
+            told.append(third)
+        return self.head(torch.stack(told)), [first, second, third]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pieces(x, self.begin(x.shape[1]), LENGTHS if self.packed else None)[0]
+
+
+def detached(state: Any) -> Any:
+    return tuple(each.detach() for each in state) if isinstance(state, tuple) else state.detach()
+
+
+def two_by_hand(net: Two, batches: list[tuple[Tensor, Tensor]], size: int) -> dict[str, Tensor]:
+    """The step in chunks, all states passed on and detached; sequences that are over are left out of the loss."""
+    net = copy.deepcopy(net)
+    for x, y in batches:
+        states = net.begin(x.shape[1])
+        for begin in range(0, T, size):
+            piece = x[begin : begin + size]
+            out, states = net.pieces(piece, [detached(state) for state in states])
+            square(out, y[begin : begin + size]).backward()
+    return {name: value.grad for name, value in net.named_parameters()}
+
+
+def test_several_modules_are_told_by_the_step_run_in_chunks():
+    torch.manual_seed(1)
+    net, batches = Two().double(), [batch(seed) for seed in range(4)]
+    told = tt.window(net, batches, square, needed_lag=4, cost=False)
+    assert told.through
+    whole = two_by_hand(net, batches, T)
+    for row in told.chunks:
+        cut = two_by_hand(net, batches, row.window.k2)
+        for module, bias in {"rnn": 0.0, "middle": 0.0, "top": 0.0, "": 0.0}.items():
+            names = [n for n in whole if n.startswith(module) and not n.startswith("head")]
+            g, k = (torch.cat([each[name].flatten() for name in names]) for each in (whole, cut))
+            bias, got = float((g - k).norm() / g.norm()), row.layers[module] if module else row.whole
+            assert got.bias == pytest.approx(bias, rel=1e-9, abs=1e-12)
+            assert got.cosine == pytest.approx(float(g @ k / g.norm() / k.norm()), rel=1e-9)
+    assert told.chunks[2].whole.low < told.chunks[2].whole.bias < told.chunks[2].whole.high
+    assert any("Several recurrent modules" in reason for reason in told.reasons)
+
+
+def test_within_each_module_the_chunks_would_be_others():
+    """What the upper modules cut off matters: the numbers of each module's own trace are not those of the step in chunks."""
+    torch.manual_seed(1)
+    net = Two().double()
+    told = tt.window(net, batch(), square, needed_lag=4, cost=False)
+    together = next(row for row in told.chunks if row.window.k2 == 5)
+    with tt.record(net) as record:
+        x, y = batch()
+        square(net(x), y).backward()
+    trace = record.traces()[0]
+    alone, whole = (gradients(Linearization(trace), w) for w in (Window(5, 5), Window(T, T)))
+    g, k = (torch.cat([value.flatten() for value in each.values()]) for each in (whole, alone))
+    assert abs(float((g - k).norm() / g.norm()) - together.layers["rnn"].bias) > 1e-3
+
+
+def test_packed_calls_are_cut_too():
+    """Chunks of a packed batch: the same as those of each sequence alone."""
+    torch.manual_seed(1)
+    net, (x, y) = Two(packed=True).double(), batch()
+    inside = (torch.arange(T)[:, None] < torch.tensor(LENGTHS))[..., None]
+    told = tt.window(net, (x, y), lambda out, target: ((out - target) * inside).square().sum(), cost=False)
+    assert told.through
+    alone = [([x[:length, b : b + 1]], y[:length, b : b + 1]) for b, length in enumerate(LENGTHS)]
+
+    def by_hand(size: int) -> Tensor:
+        fresh = copy.deepcopy(net)
+        for [one], target in alone:
+            states = fresh.begin(1)
+            for begin in range(0, len(one), size):
+                out, states = fresh.pieces(one[begin : begin + size], [detached(state) for state in states])
+                square(out, target[begin : begin + size]).backward()
+        return torch.cat([value.grad.flatten() for value in fresh.rnn.parameters()])
+
+    whole, cut = by_hand(T), by_hand(5)
+    row = next(row for row in told.chunks if row.window.k2 == 5)
+    assert row.layers["rnn"].bias == pytest.approx(float((whole - cut).norm() / whole.norm()), rel=1e-9)
+
+
+def test_a_step_that_calls_a_layer_twice_is_told_within_each():
+    class Twice(Two):
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.top(self.rnn(x)[0])[0])
+            return super().forward(x) + super().forward(x.flip(0))
 
     torch.manual_seed(1)
-    told = tt.window(Two().double(), batch(), square, needed_lag=4, cost=False)
-    row = told.chunks[2]
-    assert list(row.layers) == ["rnn", "top"]
-    assert (
-        min(row.layers[name].bias for name in row.layers)
-        <= row.whole.bias
-        <= max(row.layers[name].bias for name in row.layers)
-    )
-    assert any("Several recurrent modules" in reason for reason in told.reasons)
+    told = tt.window(Twice().double(), batch(), square, cost=False)
+    assert not told.through
+    assert any("each one's lags are within it" in reason for reason in told.reasons)
 
 
 # --- what is really measured ----------------------------------------------------------------------------------------------

@@ -143,6 +143,7 @@ def window_to_dict(report: WindowReport) -> dict[str, Any]:
         "alternatives": [_row(row) for row in report.alternatives],
         "reasons": list(report.reasons),
         "full": _cost(report.full),
+        "through": report.through,
         "chunks": [_row(row) for row in report.chunks],
         "sliding": [_row(row) for row in report.sliding],
         "pairs": [_row(row) for row in report.pairs],

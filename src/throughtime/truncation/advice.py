@@ -221,7 +221,10 @@ def _arrives(report: WindowReport, lag: int) -> list[str]:
 def _notes(report: WindowReport) -> list[str]:
     if all(layer.lag == "total" or layer.inner for layer in report.flow.layers.values()):
         return []
-    return [
-        "Several recurrent modules: each one's lags are within it, and what one would lose on its way through another is not "
-        "counted."
-    ]
+    lost = "what one loses on its way through another is not counted"
+    if report.through:
+        return [
+            "Several recurrent modules: chunks are told through all of them, by the step itself run in chunks. Sliding windows "
+            f"and pairs are within each module: {lost}."
+        ]
+    return [f"Several recurrent modules: each one's lags are within it, and {lost}."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import record
+from throughtime.recurrent import Recurrent
 from throughtime.trace import Trace, joined
 from throughtime.training_step import as_batches, as_step, untouched
 from throughtime.truncation.advice import advised, few, first_of
+from throughtime.truncation.cut import cut_gradients
 from throughtime.truncation.gradient import Window, gradients
-from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Moments
+from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Moments, compared
 from throughtime.truncation.passes import Layer, layer_of, measure
 from throughtime.truncation.result import Row, WindowReport
 
@@ -79,6 +82,9 @@ def window(
     flow = explain(everything, progress=tell, **options)
     flow = replace(flow, missing=(*flow.missing, *(Missing(f"layers.{n}", "not reached") for n in unreached)))
     measured = _Measured(flow, [t for t in everything if t.name in flow.layers], needed_lag, level, progress)
+    modules = {traces[0].module or name: [trace.steps for trace in traces] for name, traces in by_name.items()}
+    if len(modules) > 1 and not measured.backwards and _undropped(model, modules):
+        measured.cut = partial(cut_gradients, model, given, step, layers, modules)
     if cost and not measured.backwards:
         measured.cost_of(model, {name: traces[0] for name, traces in by_name.items() if name in flow.layers})
     return measured.report(type(model).__name__, asked)
@@ -99,6 +105,8 @@ class _Measured:
         self.comparisons: dict[str, Comparison] = {}
         self.moments: dict[Window, dict[str, Moments]] = {}
         self.planned = 1
+        self.cut: Callable[[int], list[Tensors] | None] | None = None
+        self.whole: list[Tensors] | None = None
         self.layers: list[Layer] = []
         self.linearized: dict[int, Linearization] = {}
 
@@ -111,6 +119,10 @@ class _Measured:
         if window not in self.moments:
             found = {}
             self.progress(len(self.moments), self.planned, "truncated gradients")
+            by_cutting = self._by_cutting(window)
+            if by_cutting is not None:
+                self.moments[window] = by_cutting
+                return by_cutting
             for trace in self.traces:
                 with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
                     if trace.name not in self.comparisons:
@@ -118,6 +130,27 @@ class _Measured:
                     found[trace.name] = self.comparisons[trace.name].moments(window)
             self.moments[window] = found
         return self.moments[window]
+
+    def _by_cutting(self, window: Window) -> dict[str, Moments] | None:
+        """Of chunks, through several modules, by layer; None where that cannot be told."""
+        if self.cut is None or window.k1 != window.k2:
+            return None
+        self.whole = self.whole or self.cut(self.steps)
+        kept = self.whole if window.k2 >= self.steps else self.cut(window.k2)
+        if self.whole is None or kept is None:
+            self.cut = None
+            return None
+        found = {}
+        for trace in self.traces:
+            names = list(trace.names.values())
+            if not all(name in self.whole[0] for name in names):  # made of other parameters (a parametrization)
+                self.cut = None
+                return None
+            whole, cut = (
+                [torch.stack([batch[name] for batch in each]) for name in names] for each in (self.whole, kept)
+            )
+            found[trace.name] = compared(whole, cut)
+        return found
 
     def row(self, window: Window) -> Row:
         """A window, exactly."""
@@ -198,6 +231,7 @@ class _Measured:
             alternatives=(),
             reasons=(),
             flow=self.flow,
+            through=self.cut is not None,
         )
         missing += self._untold(report)
         if not self.layers:
@@ -276,6 +310,14 @@ class _Measured:
             if middle <= low or high - low <= max(1, high // 20):
                 return
             chunks[middle] = self.row(Window(middle, middle))
+
+
+def _undropped(model: nn.Module, modules: Iterable[str]) -> bool:
+    """Whether all of these can be run in chunks: torch's layers and cells, without masks of dropout of their own."""
+    found = [module for name, module in record(model).layers.items() if name in modules]
+    return all(isinstance(each, nn.RNNBase | nn.RNNCellBase | Recurrent) for each in found) and not any(
+        each.training and getattr(each, "dropout", 0.0) for each in found
+    )
 
 
 def _told(layer: LayerFlow, lag: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from throughtime.linearize import Linearization
 from throughtime.truncation.gradient import Window, truncated, unit_of
@@ -81,14 +82,18 @@ class Comparison:
             kept = self.whole
         else:
             kept = truncated(self.linearization, window, self.sequences, self.unit)
-        sums = np.zeros((4, 1 + len(self.sequences)))
-        for g, k in zip(self.whole, kept, strict=True):
-            g, k = (_left_out([part.double() for part in each]) for each in (g, k))
-            for place, (a, b) in enumerate(zip(g, k, strict=True)):
-                sums[:, place] += [float((u * v).sum()) for u, v in ((a, a), (b, b), (a - b, a - b), (a, b))]
-        if len(self.sequences) == 1:
-            sums = sums[:, :1]
-        return Moments(*(sums * 4.0**self.unit))
+        return compared(self.whole, kept, self.unit)
+
+
+def compared(whole: Sequence[Tensor], kept: Sequence[Tensor], unit: int = 0) -> Moments:
+    """Of gradients, each (groups, …), in units of 2^unit."""
+    groups = len(whole[0])
+    sums = np.zeros((4, 1 + groups))
+    for g, k in zip(whole, kept, strict=True):
+        g, k = (_left_out([part.double() for part in each]) for each in (g, k))
+        for place, (a, b) in enumerate(zip(g, k, strict=True)):
+            sums[:, place] += [float((u * v).sum()) for u, v in ((a, a), (b, b), (a - b, a - b), (a, b))]
+    return Moments(*(sums[:, : groups + 1 if groups >= LEAST_GROUPS else 1] * 4.0**unit))
 
 
 def _left_out(parts: Sequence) -> list:

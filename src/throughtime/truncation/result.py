@@ -36,7 +36,8 @@ class WindowReport:
     every K1 steps over the last K2. full: the cost of a pass over everything. needed: which lags the loss asks for, by layer,
     and who says so. level: the bias that a recommended window may have. recommended: None where no lag is known to be needed,
     or where no window can hold it; alternatives: others that would do; reasons: in words. flow: the decomposition that it
-    stands on. missing: what could not be told, and why.
+    stands on. missing: what could not be told, and why. through: whether chunks were told through several recurrent modules, by
+    the step itself run in chunks; else each module's lags are within it.
     """
 
     title: str
@@ -53,6 +54,7 @@ class WindowReport:
     reasons: tuple[str, ...]
     flow: Flow
     missing: tuple[Missing, ...] = ()
+    through: bool = False
 
     @property
     def farthest(self) -> int | None:
