@@ -39,6 +39,14 @@ WINDOWS = [
     Window(*each) for each in ((1, 1), (1, 4), (4, 4), (5, 5), (12, 12), (13, 13), (20, 20), (2, 5), (3, 4), (5, 13))
 ]
 Params = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least number of rounds: what is tested is not the clock."""
+    monkeypatch.setattr(passes, "SECONDS", 0)
+
+
 Step = Callable[[Tensor, tuple[Tensor, ...], Params], tuple[Tensor, tuple[Tensor, ...]]]
 
 
@@ -451,7 +459,7 @@ def test_a_step_that_calls_a_layer_twice_is_told_within_each():
 # --- what is really measured ----------------------------------------------------------------------------------------------
 
 
-def measured(name: str, which: str, windows: list[Window], monkeypatch: pytest.MonkeyPatch) -> Any:
+def measured(name: str, which: str, windows: list[Window]) -> Any:
     case, (x, _) = CASES[name], drawn()
     layer = case.layer()
     with tt.record(layer) as record:
@@ -459,15 +467,14 @@ def measured(name: str, which: str, windows: list[Window], monkeypatch: pytest.M
         torch.stack([loss_at(out[k], k, case, which) for k in range(len(out))]).sum().backward()
     traces = record.traces()
     lowest = next(trace for trace in traces if not trace.cell.compound)
-    monkeypatch.setattr(passes, "SECONDS", 0)
     own = passes.layer_of(layer, traces[0], lowest)
     return passes.measure([own], windows, lambda layer, window: gradients(Linearization(layer.trace), window))
 
 
 @every_case
 @pytest.mark.parametrize("which", LOSSES)
-def test_the_measured_passes_have_the_computed_gradient(name, which, monkeypatch):
-    full, costs = measured(name, which, WINDOWS, monkeypatch)
+def test_the_measured_passes_have_the_computed_gradient(name, which):
+    full, costs = measured(name, which, WINDOWS)
     for window, cost in costs.items():
         assert cost.residual < 1e-10, window
         assert cost.low <= cost.time <= cost.high
@@ -475,8 +482,8 @@ def test_the_measured_passes_have_the_computed_gradient(name, which, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["GRU", "LSTM-3", "GRUCell"])
-def test_memory_grows_with_the_window(name, monkeypatch):
-    full, costs = measured(name, "every", WINDOWS, monkeypatch)
+def test_memory_grows_with_the_window(name):
+    full, costs = measured(name, "every", WINDOWS)
     case = CASES[name]
     for window, cost in costs.items():
         held = max(min(done + window.k1, T) - max(0, done + window.k1 - window.k2) for done in range(0, T, window.k1))
@@ -485,7 +492,7 @@ def test_memory_grows_with_the_window(name, monkeypatch):
         assert cost.memory >= held * B * H * 8 * case.layers  # one state of every layer and step, at least
 
 
-def test_what_cannot_be_compared_has_no_residual(monkeypatch):
+def test_what_cannot_be_compared_has_no_residual():
     torch.manual_seed(0)
     net = nn.GRU(D, H, 2, dropout=0.5).double()
     told = tt.window(net, batch(size=2)[0], lambda out: out[0].sum(), windows=[4])
