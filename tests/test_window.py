@@ -548,7 +548,7 @@ def beyond(lag: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda output, target: (output - target)[lag:].square().mean()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.99])
 def test_never_a_window_below_the_demanded_lag(seed, level):
     for (net, data), loss in ((last_task(seed), nn.MSELoss()), (every_task(seed), beyond(30))):
