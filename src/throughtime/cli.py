@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -309,9 +309,7 @@ def window(windows: tuple[str, ...], level: float, no_cost: bool, form: str, **g
     with _given(**given) as (network, _, batches, loss, tell, options):
         from throughtime.truncation.choose import window as run
 
-        told = run(
-            network, batches, loss, windows=asked, level=level, cost=not no_cost, progress=tell, **options
-        )
+        told = run(network, batches, loss, windows=asked, level=level, cost=not no_cost, progress=tell, **options)
     if form == "json":
         click.echo(told.to_json(indent=1))
         return

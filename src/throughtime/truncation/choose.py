@@ -72,7 +72,9 @@ def window(
         )
     given = as_batches(batches, limit)
     step = as_step(loss)
-    by_name, unreached = recorded(model, given, step, layers, progress)
+    with untouched(model):
+        got = recorded(model, given, step, layers, progress)
+    by_name = got.by_layer
 
     def tell(done: int, of: int, name: str) -> None:
         progress(done, of, f"sweep of {name}")
@@ -80,7 +82,7 @@ def window(
     everything = [joined(traces) for traces in by_name.values()]
     options = {"hops": False, "signal_to_noise": False, "origin_step": False} | options
     flow = explain(everything, progress=tell, **options)
-    flow = replace(flow, missing=(*flow.missing, *(Missing(f"layers.{n}", "not reached") for n in unreached)))
+    flow = replace(flow, missing=(*flow.missing, *(Missing(f"layers.{n}", "not reached") for n in got.unreached)))
     measured = _Measured(flow, [t for t in everything if t.name in flow.layers], needed_lag, level, progress)
     modules = {traces[0].module or name: [trace.steps for trace in traces] for name, traces in by_name.items()}
     if len(modules) > 1 and not measured.backwards and _undropped(model, modules):
