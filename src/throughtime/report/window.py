@@ -100,15 +100,16 @@ def _chunk(row: Row | None, lag: int | None, report: WindowReport) -> list[str]:
 def _interval(lost: Lost | None) -> str:
     if lost is None or np.isnan(lost.low):
         return "–"
-    return (
-        f"{100 * lost.low:.2g}–{100 * lost.high:.2g} %"
-        if lost.high >= LEAST or lost.high == 0
-        else f"< {100 * LEAST:g} %"
-    )
+    if 0 < lost.high < LEAST:
+        return f"< {100 * LEAST:g} %"
+    return f"{100 * lost.low * (lost.low >= LEAST):.2g}–{100 * lost.high:.2g} %"
 
 
 def _lost(lost: Lost | None) -> list[str]:
-    return ["–", "–"] if lost is None else [_percent(lost.bias), "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
+    if lost is None:
+        return ["–", "–"]
+    bias = f"< {100 * LEAST:g} %" if 0 < lost.bias < LEAST else _percent(lost.bias)
+    return [bias, "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
 
 
 def _time(cost: Cost) -> str:
