@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,48 +87,72 @@ def measure(
     **options: Any,
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model."""
-    by_layer: dict[str, list[Trace]] = {}
-    series: list[Series] = []
-    apart: dict[Missing, None] = {}
-    keep = options.get("total") is not False
-    names: list[str] = []
     with untouched(model):
-        for done, batch in enumerate(batches):
-            progress(done, len(batches), "forward and backward")
-            rec = record(model, layers)
-            names = list(rec.layers)
-            for layer in rec.layers.values():
-                layer.requires_grad_(True)
-            with rec, torch.enable_grad():
-                value = step(model, batch)
-                if not value.requires_grad:
-                    raise InputError(
-                        "a loss that does not depend on the model",
-                        "a loss made of the model's output, with gradients enabled",
-                        "check for .detach(), .item() or torch.no_grad in the loss",
-                    )
-                # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
-                # Between several recurrent modules the graph is needed once more: their total lag goes through it.
-                wanted = [p for p in model.parameters() if p.requires_grad]
-                torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=keep and len(rec.layers) > 1)
-            for trace in _traces(rec):
-                by_layer.setdefault(trace.name, []).append(trace)
-            if keep:
-                found, why = rec.series()
-                series += found
-                apart |= dict.fromkeys(why)
-        # Still untouched: what lies between modules may hold buffers that are put back at the end.
-        reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
-        unreached = [name for name in names if name not in reached]
-        if unreached and layers is not None:
-            raise _independent(unreached)
+        got = recorded(model, batches, step, layers, progress, whole=options.get("total") is not False)
 
         def tell(done: int, of: int, name: str) -> None:
             progress(done, of, f"sweep of {name}")
 
-        flow = explain([joined(traces) for traces in by_layer.values()], series=series, progress=tell, **options)
-    independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in unreached)
-    return replace(flow, missing=(*flow.missing, *independent, *apart))
+        # Still untouched: what lies between modules may hold buffers that are put back at the end.
+        traces = [joined(traces) for traces in got.by_layer.values()]
+        flow = explain(traces, series=got.series, progress=tell, **options)
+    independent = tuple(Missing(f"layers.{name}", "the loss does not depend on it") for name in got.unreached)
+    return replace(flow, missing=(*flow.missing, *independent, *got.apart))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What some batches gave: traces by layer, one a batch; the series between modules, and why there are none; the layers
+    that no loss reached."""
+
+    by_layer: dict[str, list[Trace]]
+    series: list[Series]
+    apart: tuple[Missing, ...]
+    unreached: list[str]
+
+
+def recorded(
+    model: nn.Module,
+    batches: list[Any],
+    step: Step,
+    layers: list[str] | None = None,
+    progress: Tell = quiet,
+    whole: bool = False,
+) -> Recorded:
+    """Run and record the step on every batch, inside of `untouched`. whole: whether the series between modules are kept."""
+    by_layer: dict[str, list[Trace]] = {}
+    series: list[Series] = []
+    apart: dict[Missing, None] = {}
+    names: list[str] = []
+    for done, batch in enumerate(batches):
+        progress(done, len(batches), "forward and backward")
+        rec = record(model, layers)
+        names = list(rec.layers)
+        for layer in rec.layers.values():
+            layer.requires_grad_(True)
+        with rec, torch.enable_grad():
+            value = step(model, batch)
+            if not value.requires_grad:
+                raise InputError(
+                    "a loss that does not depend on the model",
+                    "a loss made of the model's output, with gradients enabled",
+                    "check for .detach(), .item() or torch.no_grad in the loss",
+                )
+            # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
+            # Between several recurrent modules the graph is needed once more: their total lag goes through it.
+            wanted = [p for p in model.parameters() if p.requires_grad]
+            torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=whole and len(rec.layers) > 1)
+        for trace in _traces(rec):
+            by_layer.setdefault(trace.name, []).append(trace)
+        if whole:
+            found, why = rec.series()
+            series += found
+            apart |= dict.fromkeys(why)
+    reached = {trace.module or name for name, traces in by_layer.items() for trace in traces}
+    unreached = [name for name in names if name not in reached]
+    if unreached and layers is not None:
+        raise _independent(unreached)
+    return Recorded(by_layer, series, tuple(apart), unreached)
 
 
 def _traces(rec: Record) -> list[Trace]:
