@@ -29,7 +29,7 @@ def test_joblib_tells_the_same():
 
 def test_all_engines_stop_at_the_same_batch():
     serial, parallel = (
-        tt.diagnose(net().eval(), data(40), error, stop_when=0.5, engine=engine, workers=2).flow
+        tt.diagnose(net().eval(), data(40, size=50), error, stop_when=0.5, engine=engine, workers=2).flow
         for engine in ("serial", "joblib")
     )
     assert serial.stream == parallel.stream
