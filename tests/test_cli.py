@@ -49,6 +49,7 @@ def batches(count=2, steps=20, size=12):
     return [(torch.randn(steps, size, 3, generator=g), torch.randint(0, 2, (size,), generator=g)) for _ in range(count)]
 
 criterion = nn.CrossEntropyLoss()
+def at_every_step(model, batch): return model.rnn(batch[0])[0].square().sum()
 
 def loss(model, batch):
     print("printed by the user's loss")
@@ -152,7 +153,9 @@ def python(code: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["diagnose", "--help"], ["demo", "-h"], ["version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["diagnose", "--help"], ["window", "--help"], ["demo", "-h"], ["version"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom throughtime.cli import main\n"
@@ -168,7 +171,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_names_the_commands_and_exit_codes(throughtime):
     code, out, _ = throughtime("--help")
     assert code == 0
-    for word in ("demo", "diagnose", "check", "explain", "version", "0 clean", "1 findings", "2 usage"):
+    for word in ("demo", "diagnose", "check", "window", "explain", "version", "0 clean", "1 findings", "2 usage"):
         assert word in out
 
 
@@ -205,6 +208,7 @@ def test_explain(throughtime):
         [],
         ["diagnose"],
         ["diagnose", "mine:Net"],
+        ["window", "mine:Net", "--data", "mine:one"],
         ["diagnose", *GIVEN, "--format", "xml"],
         ["diagnose", *GIVEN, "--needed-lag", "-1"],
         ["diagnose", *GIVEN, "--limit", "0"],
@@ -321,7 +325,11 @@ def test_the_test_of_demand_is_chosen(throughtime):
 
 def test_layers_are_chosen_by_name(throughtime):
     given = ["mine:Two", "--data", "mine:one", "--loss", "mine:loss", "--format", "json"]
-    assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == ["rnn", "top"]
+    assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == [
+        "series",
+        "rnn",
+        "top",
+    ]
     assert [each["name"] for each in json.loads(throughtime("diagnose", *given, "--layer", "top")[1])["layers"]] == [
         "top"
     ]
@@ -365,6 +373,59 @@ def test_verify_trains_pairs(throughtime):
     code, out, err = throughtime("diagnose", *GIVEN, "--needed-lag", "1", *given)
     assert json.loads(out)["verification"] is None
     assert "nothing to verify" in err
+
+
+# --- window -------------------------------------------------------------------------------------------------------
+
+
+EVERY = ["mine:Net", "--data", "mine:one", "--loss", "mine:at_every_step"]
+
+
+def test_window_tells_the_advice_and_a_table(throughtime):
+    code, out, err = throughtime("window", *EVERY, "--needed-lag", "4", "--window", "7", "--window", "3,9")
+    assert code == 0
+    for word in ("window", "4 steps back, as you said", "Chunks of", "3,9", "reach lag 4", "memory", "time", "4 *"):
+        assert word in out
+    assert re.search(r"│ +7 │", out)
+    assert "printed by" not in out
+    assert "printed by the user's module" in err
+
+
+@pytest.mark.parametrize("spelling", [["--json"], ["--format", "json"]])
+def test_window_as_json(throughtime, spelling):
+    code, out, _ = throughtime("window", *EVERY, "--needed-lag", "4", "--no-cost", "--level", "0.3", *spelling)
+    document = json.loads(out, parse_constant=lambda word: pytest.fail(f"a bare {word}"))
+    assert code == 0
+    assert (document["schema"], document["farthest"], document["level"]) == ("throughtime/window/1", 4, 0.3)
+    assert document["recommended"]["k2"] >= 5
+    assert {"field": "cost", "reason": "not asked for"} in document["missing"]
+
+
+def test_window_without_demand_recommends_none(throughtime):
+    code, out, _ = throughtime("window", *GIVEN, "--no-cost", "--json")
+    document = json.loads(out)
+    assert (code, document["recommended"], document["farthest"]) == (0, None, None)
+    assert document["chunks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window", "a"], "got the window 'a'; expected a number of steps K, or a pair K1,K2"),
+        (["--window", "9,3"], "1 ≤ K1 ≤ K2"),
+        (["--level", "1"], "level"),
+    ],
+)
+def test_window_given_what_is_none(throughtime, options, words):
+    code, out, err = throughtime("window", *EVERY, *options)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_an_interrupted_window_is_no_traceback(throughtime):
+    code, out, err = throughtime("window", "mine:Net", "--data", "mine:one", "--loss", "mine:interrupted")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "throughtime: interrupted"
 
 
 # --- bare weights -------------------------------------------------------------------------------------------------

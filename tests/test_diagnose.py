@@ -339,7 +339,7 @@ def test_a_loss_that_does_not_depend_on_the_layer(loss):
 
 
 def test_several_layers_and_some_of_them():
-    assert list(tt.diagnose(made(Net), batch(), cross_entropy).flow.layers) == ["low", "high"]
+    assert list(tt.diagnose(made(Net), batch(), cross_entropy).flow.layers) == ["series", "low", "high"]
     report = tt.diagnose(made(Net), batch(), cross_entropy, layers=["high"], needed_lag=3)
     assert list(report.flow.layers) == ["high"]
     assert [(need.layer, need.source, need.said) for need in report.needed] == [("high", "user", 3)]
@@ -595,7 +595,7 @@ def test_a_data_frame_has_a_row_for_each_lag():
     blocks = sum(1 + len(terms.gates) for layer in flow.layers.values() for terms in layer.parameters.values())
     assert len(frame) == blocks * STEPS
     assert list(frame.columns) == ["layer", "parameter", "gate", "lag", "share", "log10_norm"]
-    mine = frame[(frame.parameter == "high.weight_hh_l0") & (frame.gate == "f")]
+    mine = frame[(frame.layer == "high") & (frame.parameter == "high.weight_hh_l0") & (frame.gate == "f")]
     terms = flow.layers["high"].parameters["high.weight_hh_l0"].gates["f"]
     np.testing.assert_array_equal(mine.share, terms.share)
 
@@ -604,7 +604,7 @@ def test_data_sets_have_labelled_dimensions():
     xarray = pytest.importorskip("xarray")
     flow = tt.diagnose(made(Net), batch(), cross_entropy).flow
     sets = flow.to_xarray()
-    assert list(sets) == ["low", "high"]
+    assert list(sets) == ["series", "low", "high"]
     one = sets["high"]
     assert isinstance(one, xarray.Dataset)
     assert one.sizes["lag"] == STEPS

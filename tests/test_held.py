@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import throughtime as tt
+from throughtime import own as own_cells
 from throughtime.flow import LayerFlow
 
 T, B, D, H = 8, 4, 3, 5
@@ -268,3 +269,108 @@ def test_the_graph_of_a_held_loop_is_let_go_and_the_gradients_are_the_users():
     assert alive() is None
     assert all(torch.equal(plain[name], value.grad) for name, value in model.named_parameters() if name in plain)
     assert record.flow(demand=False).residual < 1e-12
+
+
+@pytest.mark.parametrize("way", ["mask of the state", "projection beside it", "learned mask", "mask of the input"])
+def test_what_is_not_followed_is_said(way):
+    """A mask made of the state brings a gradient back that no factor tells; a mask that is not made of it does not."""
+    torch.manual_seed(0)
+    cell, gate = nn.GRUCell(D, H).double(), nn.Linear(H, H).double()
+    learned = torch.rand(H, dtype=torch.float64, requires_grad=True)
+    model = nn.ModuleDict({"cell": cell, "gate": gate})
+    with tt.record(model) as record:
+        state = torch.zeros(B, H, dtype=torch.float64)
+        for now in drawn(T, B, D):
+            if way == "mask of the state":
+                given = state * torch.sigmoid(gate(state))
+            elif way == "projection beside it":
+                given = state + gate(state)
+            else:
+                given = state * (learned if way == "learned mask" else torch.sigmoid(gate(now[:, :1].expand(B, H))))
+            state = cell(now, given)
+        state.square().sum().backward()
+    flow = record.flow(demand=False, tolerance=0)
+    assert flow.residual < 1e-12
+    assert any(each.field == "layers.cell.lag" for each in flow.missing) == (
+        way in ("mask of the state", "projection beside it")
+    )
+
+
+@pytest.mark.parametrize("hold", ["where", "soft"])
+def test_a_registered_cell_whose_state_is_held(hold):
+    """The same numbers as the shipped cell that it wraps."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.GRUCell(D, H)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.inner(x, h)
+
+    tt.register_cell(Wrapped)
+    try:
+        model = Loop("GRUCell", hold)
+        told = measured(model, "every")
+        cell = Wrapped().double()
+        cell.inner.load_state_dict(model.cell.state_dict())
+        model.cell = cell
+        own = measured(model, "every")
+    finally:
+        del own_cells._REGISTRY[Wrapped]
+    assert own.residual < 1e-12
+    np.testing.assert_allclose(own.share, told.share, **CLOSE)
+    np.testing.assert_allclose(own.adjoint.log10_norm, told.adjoint.log10_norm, atol=1e-9)
+    assert list(own.paths) == ["recurrent", "held"]
+
+
+def test_a_held_and_a_plain_sequence_are_told_together():
+    torch.manual_seed(0)
+    cell = nn.GRUCell(D, H).double()
+
+    def loss(both: bool) -> Tensor:
+        one = torch.zeros(B, H, dtype=torch.float64)
+        for k, now in enumerate(drawn(T, B, D)):
+            one = HOLDS["soft"](k, cell(now, one), one)
+        total = one.square().sum()
+        if both:
+            other = torch.zeros(B, H, dtype=torch.float64)
+            for now in drawn(T - 2, B, D, seed=1):
+                other = cell(now, other)
+            total = total + other.square().sum()
+        return total
+
+    with tt.record(cell) as record:
+        loss(both=True).backward()
+    layer = record.flow(demand=False, tolerance=0).layers["rnn"]
+    assert (layer.steps, layer.batch) == (T, 2 * B)
+    assert layer.residual < 1e-12
+    assert "held" in layer.paths
+
+
+@pytest.mark.parametrize("layout", ["squeezed", "flat", "folded"])
+def test_states_that_are_held_in_another_layout(layout):
+    """The same numbers as where they are held as they come; the masks of each step differ."""
+    torch.manual_seed(0)
+    layer = nn.GRU(D, H).double()
+    shape = {"squeezed": (B, H), "flat": (B * H,), "folded": (2, B * H // 2), "as they come": (1, B, H)}
+
+    def loss(layout: str) -> Tensor:
+        state, total = torch.ones(1, B, H, dtype=torch.float64, requires_grad=True) * 1, 0.0
+        for k, part in enumerate(drawn(T, B, D).split(2)):
+            given = (state.view(shape[layout]) * SOFT[k].view(shape[layout])).view(1, B, H)
+            new, old = layer(part, given)[1].view(shape[layout]), state.view(shape[layout])
+            state = torch.lerp(old, new, SOFT[k + 4].view(shape[layout])).view(1, B, H)
+            total = total + (state * drawn(1, B, H, seed=k)).sum()
+        return total
+
+    told = []
+    for each in (layout, "as they come"):
+        layer.zero_grad()
+        with tt.record(layer) as record:
+            loss(each).backward()
+        flow = record.flow(demand=False, tolerance=0)
+        assert flow.residual < 1e-12
+        assert not flow.missing
+        told.append(flow.layers["rnn"].share)
+    np.testing.assert_allclose(told[0], told[1], **CLOSE)

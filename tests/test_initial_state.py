@@ -7,6 +7,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -256,9 +257,8 @@ def test_damaged_files_with_a_state_end_in_the_librarys_own_error(form, data, tm
         tt.load(path, **said, **asked("lstm", form))
 
 
-def whole(form: str, made: dict[str, bytes] = {}) -> bytes:  # noqa: B006 (kept between examples)
-    if form not in made:
-        with tempfile.TemporaryDirectory() as folder:
-            WRITERS[form](Model("lstm"), Path(folder) / "file")
-            made[form] = (Path(folder) / "file").read_bytes()
-    return made[form]
+@cache
+def whole(form: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        WRITERS[form](Model("lstm"), Path(folder) / "file")
+        return (Path(folder) / "file").read_bytes()

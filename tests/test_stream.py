@@ -313,11 +313,13 @@ def test_a_layer_that_only_some_batches_use():
 
     torch.manual_seed(0)
     model, batches = Two().double(), [x for x, _ in data(6)]
-    flow = tt.diagnose(model, iter(batches), lambda model, batch: model(batch), demand=False).flow
+    flow = tt.diagnose(model, iter(batches), lambda model, batch: model(batch), demand=False, total=False).flow
     up = [x for x in batches if x[0, 0, 0] > 0]
     assert 0 < len(up) < 6
     assert (flow.layers["other"].batches, flow.layers["low"].batches) == (len(up), 6 - len(up))
-    alone = tt.diagnose(model, iter(up), lambda model, batch: model(batch), demand=False).flow.layers["other"]
+    alone = tt.diagnose(model, iter(up), lambda model, batch: model(batch), demand=False, total=False).flow.layers[
+        "other"
+    ]
     same(flow.layers["other"], replace(alone, sequence=flow.layers["other"].sequence), rtol=1e-10)
     assert [each.field for each in flow.missing] == ["layers.never"]
 
@@ -355,8 +357,8 @@ def test_bidirectional_batches_are_judged_by_their_own_input():
     model = nn.GRU(2, 3, num_layers=2, bidirectional=True).double()
     batches = [x for x, _ in data(6)]
     loss = lambda model, batch: model(batch)[0][-1].square().sum()  # noqa: E731
-    got = tt.diagnose(model, iter(batches), loss).flow
-    wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss).flow
+    got = tt.diagnose(model, iter(batches), loss, total=False).flow
+    wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss, total=False).flow
     for name, each in wanted.layers.items():
         same(got.layers[name], each)
 

@@ -37,12 +37,11 @@ def measured(name: str) -> str:
 def records(network: Network) -> list[dict[str, Any]]:
     """One a layer."""
     flow = tt.diagnose(network.model, [None], network.loss, layers=layers(network), **LESS).flow
-    gradients = by_unit(network)
-    return [
-        record(network, network.layers[trace.name], flow.layers[trace.name], intervals.grams(*told))
-        for trace in recorded(network)
-        for told in [(trace, intervals.units_of(trace, network.cuts), of_layer(trace, gradients))]
-    ]
+    gradients, made = by_unit(network), []
+    for trace in recorded(network):
+        grams = intervals.grams(trace, intervals.units_of(trace, network.cuts), of_layer(trace, gradients))
+        made.append(record(network, network.layers[trace.name], flow.layers[trace.name], grams))
+    return made
 
 
 def layers(network: Network) -> list[str]:

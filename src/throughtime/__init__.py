@@ -20,6 +20,8 @@ _PUBLIC = {
     "plot_lags": "plot",
     "load": "importers.load",
     "register_cell": "own",
+    "window": "truncation.choose",
+    "WindowReport": "truncation.result",
 }
 _MODULES = ("cells", "demand", "errors", "init", "lightning", "reducers", "tasks", "theory")
 

@@ -40,6 +40,13 @@ class Form:
     single: bool = False
     function: Any = None
 
+    def steps(self, x: Tensor) -> int:
+        """Steps of all layers and directions of a call on this input."""
+        each = 1 if self.single else x.shape[1 if self.batch_first else 0]
+        if self.batch_sizes is not None:
+            each = len(self.batch_sizes)
+        return each * self.layers * self.directions
+
     def name(self, parameter: str, layer: int = 0, direction: int = 0) -> str:
         """A weight's name in the module's state_dict."""
         return parameter if self.single else f"{parameter}_l{layer}{'_reverse' if direction else ''}"

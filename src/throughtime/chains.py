@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import HELD, Call, Held
+from throughtime.calls import HELD, OUTPUT, Call, Held
 from throughtime.cells.cell import Cell, Weights, pull_by_autograd
 from throughtime.elementwise import Edge, Factor, Reader, filled, plus, times
 from throughtime.errors import UnsupportedError
@@ -30,13 +30,9 @@ def link(call: Call, initial: list[Tensor], ways: Ways) -> Iterator[RemovableHan
 
     Sets `follows`, `between` and `origins` of the call, and `held` of the one that it follows, which the hooks hear.
     """
-    for state in initial:
-        call.origins.append(dict(Reader(state, {}).descend(edge_of(state))) if state.requires_grad else {})
-    call.between = [_own(next(iter(origin.values()), None)) for origin in call.origins]
-    if not all(call.origins):
-        yield from ways.parted([node for state in initial if (node := _node(state)) is not None])
-        return
-    for before in reversed(ways.open_ends.values()) if call.form.directions == 1 else ():
+    behind = [node for state in initial if (node := _node(state)) is not None]
+    some = initial[0] if call.form.directions == 1 and len(behind) == len(initial) else None
+    for before in [] if some is None else _made_by(some, ways):
         if before.form.batch_sizes is not None or len(before.ends) != len(initial):
             continue
         if [state.shape for state in before.initial] != [state.shape for state in initial]:
@@ -56,7 +52,21 @@ def link(call: Call, initial: list[Tensor], ways: Ways) -> Iterator[RemovableHan
                 ways.add_held(before, place, way.chain[-1][0])
         yield from ways.parted([node for way in found for node in way.others])
         return
-    yield from ways.parted([node for state in initial if (node := _node(state)) is not None])
+    if len(behind) == len(initial):
+        call.origins = [dict(Reader(state, {}).descend(edge_of(state))) for state in initial]
+        call.between = [_own(next(iter(origin.values()))) for origin in call.origins]
+    yield from ways.parted(behind)
+
+
+def _made_by(tensor: Tensor, ways: Ways) -> list[Call]:
+    """The calls, not followed yet, of whose states a tensor was made number by number; the latest first."""
+    arrived = Reader(tensor, ways.known).arrivals(edge_of(tensor))
+    made = {id(call): call for call, place in (ways.known[edge] for edge in arrived) if place != OUTPUT}
+    there = [call for key, call in made.items() if key in ways.open_ends]
+    if len(there) > 1:
+        order = list(ways.open_ends)
+        there.sort(key=lambda call: -order.index(id(call)))
+    return there
 
 
 def _own(factor: Factor) -> Factor:
@@ -80,13 +90,14 @@ class _Way:
 
 def _way(state: Tensor, before: Call, place: int, ways: Ways) -> _Way | None:
     """The way from a state of a call to one that was given to a later call; None where it was not made of it."""
-    end, old = before.ends[place], before.origins[place]
+    end, old = before.ends[place], before.origins[place] if before.origins else {}
     reader = Reader(state, old | {end: None}, ways.known, (before, HELD + place))
     chain = reader.descend(edge_of(state))
     arrived = reader.arrivals(chain[-1][0])
     if end not in arrived:
         return None
-    parts = [filled(times(by, old[edge]), state) for edge, by in arrived.items() if edge != end]
+    shaped = {edge: None if factor is None else factor.reshape(state.shape) for edge, factor in old.items()}
+    parts = [filled(times(by, shaped[edge]), state) for edge, by in arrived.items() if edge != end]
     return _Way(chain, arrived[end], torch.stack(parts).sum(0) if parts else None, reader.others)
 
 
@@ -102,8 +113,10 @@ def mixed(made: Tensor, ways: Ways) -> Iterator[RemovableHandle]:
 
     The last call of a loop has none that follows it, and its held state is known by its factors, which add up to 1.
     """
+    if made.numel() not in ways.sizes:
+        return
     edge = edge_of(made)
-    for call in ways.open_ends.values():
+    for call in _made_by(made, ways):
         for place, state in enumerate(call.initial):
             if place in call.held or state.numel() != made.numel():
                 continue

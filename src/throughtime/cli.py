@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Report
+    from throughtime.progress import Tell
 
 TRACEBACK = "THROUGHTIME_TRACEBACK"
 """Environment variable: 1 shows the traceback of an error."""
@@ -103,7 +104,7 @@ file_options = (
     click.option("--initial-c", help="A file of LSTM weights: likewise of the cell."),
     click.option("--peephole", help="A file of LSTM weights: the array of the peepholes i, f, o, or three: a,b,c."),
 )
-input_options = _together(
+model_options = _together(
     click.argument("model"),
     click.option(
         "--data",
@@ -115,15 +116,7 @@ input_options = _together(
         is_flag=True,
         help="An ONNX file may run, up to the layer: --data are arrays by the names of the graph's inputs.",
     ),
-    click.option(
-        "--loss",
-        help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
-    ),
     click.option("--needed-lag", type=click.IntRange(min=0), help="How many steps back the task is known to need."),
-    click.option(
-        "--history",
-        help="Of the training so far: losses by step, .npy or .json; or .npz or .json with loss and gradient_norm.",
-    ),
     click.option(
         "--demand",
         "demand_method",
@@ -141,6 +134,20 @@ input_options = _together(
     click.option(
         "--limit", type=click.IntRange(min=1), help="Batches to read of a loader at most; without it, all it has."
     ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
+    *file_options,
+)
+input_options = _together(
+    model_options,
+    click.option(
+        "--loss",
+        help="package.module:fn, either fn(model, batch) or fn(output, target). Without one the state is probed.",
+    ),
+    click.option(
+        "--history",
+        help="Of the training so far: losses by step, .npy or .json; or .npz or .json with loss and gradient_norm.",
+    ),
+    click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
     click.option(
         "--stop-when",
         type=click.FloatRange(min=0, min_open=True),
@@ -162,9 +169,11 @@ input_options = _together(
         help="Who works on the batches of a loader.",
     ),
     click.option("--workers", type=click.IntRange(min=1), help="Of joblib or ray; every core without it."),
-    click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
-    *file_options,
+    click.option(
+        "--total/--no-total",
+        default=None,
+        help="Tell the total lag through both directions or several modules; by default where that is quick.",
+    ),
 )
 
 
@@ -270,6 +279,13 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
     short = False
     for name, layer in report.flow.layers.items():
+        if not layer.horizon_told:
+            why = next(each.reason for each in layer.missing if each.field == "horizon")
+            fails = min_horizon is not None and not layer.reverse  # the other side's flow tells the window of both
+            short |= fails
+            told = f"not told ({why}), residual {layer.residual:.1e}{': FAILED' if fails else ''}"
+            click.echo(f"{name}: gradient horizon({level}) {told}")
+            continue
         horizon = layer.horizon[float(level)]
         # Without one the bias stays above ε as far as lags are told apart: the horizon lies beyond them.
         beyond = layer.steps if layer.tail is None else layer.tail.first_lag - 1
@@ -287,6 +303,45 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     if short:
         raise SystemExit(1)
     _leave(report, fail_on)
+
+
+@main.command()
+@model_options
+@click.option("--loss", required=True, help="package.module:fn, either fn(model, batch) or fn(output, target).")
+@click.option(
+    "--window",
+    "windows",
+    multiple=True,
+    help="One more window to tell: K, or K1,K2 for a pass every K1 steps over the last K2. May be repeated.",
+)
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="The truncation bias that a recommended window may have.",
+)
+@click.option("--no-cost", is_flag=True, help="Leave memory and time unmeasured.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout.")
+@click.option("--json", "form", flag_value="json", help="The same as --format json.")
+@_guarded
+def window(windows: tuple[str, ...], level: float, no_cost: bool, form: str, **given: Any) -> None:
+    """Which window of truncated BPTT to train MODEL with: what each loses, what it costs, and never one below the demand."""
+    from throughtime.truncation.gradient import Window
+
+    asked = [Window.of(each) for each in windows]
+    with _given(**given) as (network, _, batches, loss, tell, options):
+        from throughtime.truncation.choose import window as run
+
+        told = run(network, batches, loss, windows=asked, level=level, cost=not no_cost, progress=tell, **options)
+    if form == "json":
+        click.echo(told.to_json(indent=1))
+        return
+    from rich.console import Console
+
+    from throughtime.report.window import render_window
+
+    Console(width=None if sys.stdout.isatty() else 110).print(render_window(told))
 
 
 @main.command()
@@ -396,28 +451,61 @@ def version() -> None:
 
 
 def _diagnosed(
-    model: str,
-    data: str,
-    run_graph: bool,
-    loss: str | None,
-    needed_lag: int | None,
     history: str | None,
-    demand_method: Literal["covariance", "distance"],
-    layers: tuple[str, ...],
-    limit: int | None,
+    max_lag: int | None,
+    total: bool | None,
     stop_when: float,
     all_batches: bool,
     resume: Path | None,
     engine: str,
     workers: int | None,
-    max_lag: int | None,
-    seed: int,
-    trust: bool,
     verify: bool,
     verify_steps: int,
     verify_seeds: int,
-    **said: Any,
+    **given: Any,
 ) -> Report:
+    with _given(**given) as (network, factory, batches, loss, tell, options):
+        from throughtime import sources
+        from throughtime.diagnosis.diagnose import diagnose as run
+
+        return run(
+            network,
+            batches,
+            loss,
+            history=None if history is None else sources.history(history),
+            verify=verify,
+            verify_steps=verify_steps,
+            verify_seeds=verify_seeds,
+            factory=factory,
+            progress=tell,
+            max_lag=max_lag,
+            total=total,
+            stop_when=None if all_batches else stop_when,
+            resume=resume,
+            engine=engine,
+            workers=workers,
+            **options,
+        )
+
+
+@contextmanager
+def _given(
+    model: str,
+    data: str,
+    run_graph: bool,
+    loss: str | None,
+    layers: tuple[str, ...],
+    seed: int,
+    trust: bool,
+    needed_lag: int | None,
+    demand_method: Literal["covariance", "distance"],
+    limit: int | None,
+    **said: Any,
+) -> Iterator[tuple[Any, Any, Any, Any, Tell, dict[str, Any]]]:
+    """What the options name, loaded: (model, its factory, batches, loss, progress, the options of every analysis).
+
+    said: the convention of a file of weights.
+    """
     from throughtime.errors import InputError
     from throughtime.progress import bar
 
@@ -425,7 +513,6 @@ def _diagnosed(
     with bar() as tell, redirect_stdout(sys.stderr):
         tell(0, 1, "loading")
         from throughtime import sources
-        from throughtime.diagnosis.diagnose import diagnose as run
 
         convention = {name: word for name, word in said.items() if word is not None}
         wanted: str | None = None
@@ -433,29 +520,13 @@ def _diagnosed(
             wanted, layers = (_one(layers), ())
         try:
             network, factory = sources.model(model, convention, seed, wanted, trust)
-            batches: Any = None
             if run_graph:
                 network, batches = sources.in_graph(network, model, wanted, data)
-            return run(
-                network,
-                batches if run_graph else sources.data(data),
-                None if loss is None else sources.named(loss),
-                needed_lag,
-                None if history is None else sources.history(history),
-                demand_method=demand_method,
-                layers=list(layers) or None,
-                limit=limit,
-                stop_when=None if all_batches else stop_when,
-                resume=resume,
-                engine=engine,
-                workers=workers,
-                verify=verify,
-                verify_steps=verify_steps,
-                verify_seeds=verify_seeds,
-                factory=factory,
-                progress=tell,
-                max_lag=max_lag,
-            )
+            else:
+                batches = sources.data(data)
+            fn = None if loss is None else sources.named(loss)
+            options = {"needed_lag": needed_lag, "demand_method": demand_method, "limit": limit}
+            yield network, factory, batches, fn, tell, options | {"layers": list(layers) or None}
         except SystemExit as error:
             raise InputError(
                 f"a module of yours that ended the program, sys.exit({error.code!r})",

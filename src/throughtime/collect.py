@@ -132,6 +132,15 @@ def collect(
     )
 
 
+def own_sum(low: str, lacking: list[str]) -> str:
+    """Why the reference is the terms' own sum; "" where it is autograd's. low: the dtype, where it is too coarse."""
+    if low:
+        return f"shares and bias are of the terms' own sum: autograd's is in {low}"
+    if lacking:
+        return f"autograd gave no gradient of {', '.join(lacking)} (frozen): the terms' own sum is used"
+    return ""
+
+
 def _over_copies(by_sequence: np.ndarray, copies: int) -> np.ndarray:
     """Root mean squares over the copies of each sequence, as log10: (T, copies · n) to (T, n)."""
     logs = by_sequence.reshape(len(by_sequence), copies, -1)
@@ -164,6 +173,7 @@ def _about(lin: Linearization) -> About:
         ports=list(cell.ports),
         states=list(cell.states),
         carry=cell.diagonal,
+        gate=cell.keep is not None,
         compound=cell.compound,
         noise=trace.noise is not None,
         cutting=units.cutting_gate(cell),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +10,16 @@ import torch
 
 from throughtime import __version__
 from throughtime.books import of_ledger
-from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, Asked, collect, reducers
+from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, Asked, collect, own_sum, reducers
 from throughtime.demand import Method
 from throughtime.errors import InputError, ResidualError
 from throughtime.finish import finish
 from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.ledger import Ledger
+from throughtime.series import Series
 from throughtime.sweep import stream, sweep
+from throughtime.total import COST, cost, total_of
 from throughtime.trace import Trace
 
 
@@ -35,6 +37,8 @@ def explain(
     derivative: str = "closed",
     strict: bool = True,
     copies: Mapping[str, int] | None = None,
+    total: bool | None = None,
+    series: Iterable[Series] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Flow:
     """The flow of these traces.
@@ -42,8 +46,10 @@ def explain(
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
-    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). copies: of each sequence
-    in a trace, by its name, where a probe made several. progress(done, of, layer).
+    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). copies: of each sequence in a trace,
+    by its name, where a probe made several. total: whether the total lag is told where it takes a stream of every origin
+    through every layer (`throughtime.series`); by default where this takes less than `throughtime.total.COST`. series: what
+    these are, of each batch. progress(done, of, layer).
     """
     asked = Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
@@ -56,7 +62,37 @@ def explain(
             "check for a saturated or masked loss, or a detach between layer and loss",
         )
     silent = {trace.name for trace in traces} - {trace.name for trace in reached}
-    layers = {}
+    layers: dict[str, LayerFlow] = {}
+    missing = [Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent)]
+    wholes: dict[str, list[Series]] = {}
+    for each in series if total is not False else ():
+        wholes.setdefault(each.name, []).append(each)
+    for name, batches in wholes.items():
+        needs = cost(batches)
+        if total is None and needs > COST:
+            why = f"the total lag takes about {needs:.1g} multiplications: ask for it by total=True (--total)"
+            missing.append(Missing(f"layers.{name}", why))
+            continue
+        if not any(each.pairs.any() for each in batches):
+            continue
+
+        def tell_whole(done: int, of: int, name: str = name) -> None:
+            if progress:
+                progress(done, of, name)
+
+        with torch.no_grad(), torch.autocast(batches[0].source.device.type, enabled=False):
+            made = _total(batches, traces, asked, tell_whole)
+        taken = {layer.name for layer in made} & ({trace.name for trace in traces} | set(layers))
+        if taken:
+            missing.append(
+                Missing(f"layers.{name}", f"another layer is called '{min(taken)}': rename it for the total lag")
+            )
+            continue
+        for layer in made:
+            if strict and layer.error > CONTRACT.get(batches[0].parts[0].trace.dtype, LOW_PRECISION):
+                raise _missed(layer, batches[0].parts[0].trace.dtype)
+            layers[layer.name] = layer
+        reached = [replace(trace, inner=True) if trace.module == name else trace for trace in reached]
     for trace in reached:
 
         def tell(done: int, of: int, name: str = trace.name) -> None:
@@ -65,26 +101,51 @@ def explain(
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
             layer = _layer(trace, asked, (copies or {}).get(trace.name, 1), tell)
-        if strict:
-            check_residual(layer)
+        if strict and layer.error > CONTRACT.get(trace.dtype, LOW_PRECISION):
+            raise _missed(layer, trace.dtype)
         layers[trace.name] = layer
-    missing = tuple(Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent))
-    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=missing)
+    return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=tuple(missing))
+
+
+def _missed(layer: LayerFlow, dtype: torch.dtype) -> ResidualError:
+    """What is said where terms do not add up."""
+    return ResidualError(
+        f"terms of layer '{layer.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
+        f"at most {CONTRACT.get(dtype, LOW_PRECISION):g} for {str(dtype).removeprefix('torch.')}",
+        ("" if dtype in CONTRACT else "record this step in float32: rounding adds up over long memories; ")
+        + "look for something that changed weights or states between forward and backward; "
+        "where terms cancel within a lag, rounding is all that is left; "
+        "flow(strict=False) shows the numbers all the same",
+    )
+
+
+def _total(
+    series: list[Series], traces: list[Trace], asked: Asked, progress: Callable[[int, int], None]
+) -> list[LayerFlow]:
+    """The flows of a whole; the gradients that it explains are those of all batches, which stand in the traces."""
+    by_name = {trace.name: trace for trace in traces}
+    own = [by_name[part.trace.name] for part in series[0].parts]
+    references = [_referred(Linearization(trace, asked.derivative)) for trace in own]
+    given = [trace.weight_gradients for trace in own]
+    return [
+        replace(layer, bare=own[0].bare)
+        for layer in total_of(series, references, given, LEVELS, asked.demand, progress)
+    ]
 
 
 def check_residual(layer: LayerFlow) -> None:
     """Raise ResidualError above the contract."""
     dtype = getattr(torch, layer.dtype)
-    limit = CONTRACT.get(dtype, LOW_PRECISION)
-    if layer.error > limit:
-        raise ResidualError(
-            f"terms of layer '{layer.name}' that miss autograd's gradient by {layer.error:.2g} of their size",
-            f"at most {limit:g} for {layer.dtype}",
-            ("" if dtype in CONTRACT else "record this step in float32: rounding adds up over long memories; ")
-            + "look for something that changed weights or states between forward and backward; "
-            "where terms cancel within a lag, rounding is all that is left; "
-            "flow(strict=False) shows the numbers all the same",
-        )
+    if layer.error > CONTRACT.get(dtype, LOW_PRECISION):
+        raise _missed(layer, dtype)
+
+
+def _referred(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
+    """`reference`, and why it is not autograd's."""
+    trace = lin.trace
+    lacking = sorted(set(trace.weights.tensors()) - set(trace.weight_gradients))
+    low = trace.dtype not in CONTRACT
+    return reference(lin), own_sum(str(trace.dtype).removeprefix("torch.") if low else "", lacking)
 
 
 def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:

@@ -9,7 +9,7 @@ import torch
 
 from throughtime import units
 from throughtime.books import Books
-from throughtime.collect import Asked
+from throughtime.collect import Asked, own_sum
 from throughtime.demand import Demand, measure
 from throughtime.flow import Adjoint, Horizon, Intervals, LayerFlow, Missing, Sequence, Tail
 from throughtime.intervals import intervals
@@ -145,13 +145,14 @@ def _sequence(sums: LayerSums) -> Sequence | None:
 def _missing(sums: LayerSums, layer: LayerFlow, asked: Asked) -> list[Missing]:
     """What was not asked for, what does not exist for this cell or batch, and what was not told apart."""
     about, carry = sums.about, sums.about.carry
+    around = "the old state goes past the cell too" if about.gate else "the cell has no carry port"
     parts = "told for each layer of the stack" if about.compound else ""
     reasons = {
         "signal_to_noise": "not asked for" if not asked.signal_to_noise else "",
-        "hops": "the cell has no carry port" if not carry else "not asked for" if not asked.hops else "",
+        "hops": around if not carry else "not asked for" if not asked.hops else "",
         "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
         "cosine": "told where the bias is" if asked.bias != "all" else "",
-        "units.timescale": "the cell has no gate on its carry" if not carry else "",
+        "units.timescale": "" if carry or about.gate else "the cell has no gate on its carry",
         "demand": "not asked for" if asked.demand is None else "told for the whole stack" if about.inner else "",
         "gates": parts,
         "units": parts,
@@ -159,12 +160,7 @@ def _missing(sums: LayerSums, layer: LayerFlow, asked: Asked) -> list[Missing]:
     if asked.signal_to_noise and sums.sequences == 1:
         reasons["signal_to_noise"] = "one sequence has no variance over sequences"
     missing = [Missing(field, reason) for field, reason in reasons.items() if reason]
-    if about.low:
-        own = f"shares and bias are of the terms' own sum: autograd's is in {about.dtype}"
-    elif sums.lacking:
-        own = f"autograd gave no gradient of {', '.join(sums.lacking)} (frozen): the terms' own sum is used"
-    else:
-        own = ""
+    own = own_sum(about.dtype if about.low else "", sums.lacking)
     if own:
         every = len(sums.lacking) == len({row.parameter for row in about.rows})
         missing.append(Missing("residual" if every else "share", own))

@@ -178,6 +178,8 @@ class LayerFlow:
     sequence: the first recorded one with a loss. reverse: time runs backwards in it, so that a lag is a number of steps ahead.
     external: share of G that entered at states through what feeds later inputs of the layer (attention, an output fed back),
     None where nothing does; external_by_lag: the same by lag, counted from where it enters again, NaN beyond the tail's first.
+    opposite: of a whole told in both directions, the flow that holds the other sign of the offset, None elsewhere; index i of
+    the reverse one is i steps ahead, and its index 0 is empty but for the adjoints.
     module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
     batches: that were added up. intervals: over them, None where they were too few.
     """
@@ -219,6 +221,7 @@ class LayerFlow:
     external_by_lag: Array | None = None
     module: str = ""
     inner: bool = False
+    opposite: str | None = None
     sequence: Sequence | None = field(default=None, repr=False)
     batches: int = 1
     intervals: Intervals | None = None
@@ -238,6 +241,11 @@ class LayerFlow:
         """Adjoint norms by lag (…, T), as log10, over what entered at the pairs that reach back so far."""
         with np.errstate(invalid="ignore"):
             return log10_norm - (self.adjoint.log10_norm[0] if self.entering is None else self.entering)
+
+    @property
+    def horizon_told(self) -> bool:
+        """Whether the gradient horizon was measured here; None in `horizon` then means that it lies beyond the last lag."""
+        return not any(each.field == "horizon" for each in self.missing)
 
     @property
     def attribute(self) -> str:

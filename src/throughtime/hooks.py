@@ -135,10 +135,11 @@ def _into(
     while waiting:
         node = waiting.pop()
         edges = {}
-        for place, (following, number) in enumerate(node.next_functions):
+        for place, edge in enumerate(node.next_functions):
+            following = edge[0]
             if following is None:
                 continue
-            name = targets.get((following, number))
+            name = targets.get(edge)
             if name is None and following not in stops and following.name() == "ToCopyBackward0":
                 name = targets.get(following.next_functions[0])
             if name is not None:

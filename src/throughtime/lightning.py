@@ -29,7 +29,10 @@ from throughtime.recorder import Record
 
 LEVEL = 0.01
 """Of the gradient horizon that is logged: what lies beyond changes the gradient by 1 %."""
-QUICK = {"bias": "horizon", "demand": False, "hops": False, "signal_to_noise": False, "origin_step": False}
+QUICK = {
+    **{"bias": "horizon", "demand": False, "hops": False},
+    **{"signal_to_noise": False, "origin_step": False, "total": False},
+}
 """Only what is logged is measured."""
 ENOUGH = 1e-4
 """Tolerance at which lags are no longer told apart, where no lag is asked for: far under what decides a horizon of 1 %."""

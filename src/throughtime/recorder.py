@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -28,10 +29,13 @@ from throughtime.elementwise import MIXING
 from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
 from throughtime.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.graph import LONG, hold
 from throughtime.hooks import Edges, edge_of, hook, targets_of
 from throughtime.layers import recurrent_layers
+from throughtime.passages import SERIES, Passages, whole_of
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import traces_of
+from throughtime.runs import Run, traces_of
+from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 from throughtime.ways import Ways
 
@@ -59,7 +63,9 @@ class Record:
         self._refused: list[ThroughtimeError] = []
         self._handles: list[RemovableHandle] = []
         self._ways: dict[str, Ways] = {}
+        self._passages = Passages()
         self._edges = Edges()
+        self._tops: list[Node | None] = []
         self._running: list[str] = []
         self._mode: _Mode | None = None
 
@@ -69,6 +75,7 @@ class Record:
         self.calls.clear()
         self._refused.clear()
         self._ways.clear()
+        self._passages.clear()
         for name, layer in self.layers.items():
             if own.registered(layer):
                 self._handles += self._own(name, layer)
@@ -85,6 +92,9 @@ class Record:
         for ways in self._ways.values():
             ways.close()
         self._edges.clear()
+        if sum(call.form.steps(call.x) for call in self.calls) > LONG:
+            hold(self._tops)
+        self._tops.clear()
         for call in self.calls:  # which hold the graph
             call.ends.clear()
             call.origins.clear()
@@ -92,7 +102,10 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if error[0] is None:
+        if error[0] is not None:
+            self._passages.clear()
+        else:
+            self._passages.close()
             for call in self.calls:
                 if call.passes:
                     call.keep_input()
@@ -159,6 +172,9 @@ class Record:
         if call.sent_to_input is not None:
             targets.setdefault(edge_of(x), INPUT)
         self.calls.append(call)
+        self._tops += [result.grad_fn for result in made]
+        if len(self.layers) > 1:
+            self._passages.add(call, x, initial, made, edges)
         self._handles += hook(call, made, targets, stops)
 
     def _own(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
@@ -256,6 +272,25 @@ class Record:
         ways = self._ways.get(layer)
         return [replace(trace, external=None) for trace in whole] if ways is not None and ways.lost else whole
 
+    def series(self) -> tuple[list[Series], tuple[Missing, ...]]:
+        """What is told by signed offset, see `throughtime.series`, and why not, where that would be asked for.
+
+        Raises as `traces` does.
+        """
+        calls = [call for call in self.calls if call.passes]
+        runs = [run for name in self.layers for run in self._runs_of(name)]
+        found = [each for run in runs if (each := series_of(run)) is not None]
+        if len({call.layer for call in calls}) < 2:
+            return found, ()
+        found = [replace(each, lag="within-layer") for each in found]
+        whole = whole_of(self._passages, calls, SERIES if SERIES not in self.layers else "all layers")
+        if isinstance(whole, str):
+            return found, (Missing(f"layers.{SERIES}", whole),)
+        return [whole, *found] if whole is not None else found, ()
+
+    def _runs_of(self, layer: str) -> list[Run]:
+        return runs_of([call for call in self.calls if call.layer == layer and call.passes])
+
     def flow(self, **options: Any) -> Flow:
         """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
 
@@ -264,7 +299,9 @@ class Record:
         """
         from throughtime.explain import explain
 
-        flow = explain(self.traces(), **options)
+        traces = self.traces()
+        series, apart = self.series() if options.get("total") is not False else ([], ())
+        flow = explain(traces, series=series, **options)
         again = {
             call.layer for call in self.calls if not call.passes and (call.follows is None or not call.follows.passes)
         } - set(self.unreached)
@@ -275,12 +312,12 @@ class Record:
         around = "an operation between its states and its later inputs could not run again on its part of the gradient"
         lost = tuple(Missing(f"layers.{name}.external", around) for name, ways in self._ways.items() if ways.lost)
         anew = (
-            "a state went into a second call, or by a way that is not followed (products, sums and torch.where are): "
-            "lags begin anew there"
+            "a state went into a second call, or by a way that is not followed (masks, sums, mixtures and torch.where are): "
+            "what came back by it entered as a gradient of its own, and its lags begin anew there"
         )
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
-        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost))
+        return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
 
 
 @dataclass(slots=True)

@@ -167,10 +167,11 @@ def run_of(call: Call) -> Run:
     )
 
 
-def besides(whole: Tensor, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is left of gradients (…, width) without a part of them; zero where only the rounding of `dtype` would be left."""
+def besides(whole: Tensor, part: Tensor, dtype: torch.dtype, loose: float = 1.0) -> Tensor:
+    """What is left of gradients (…, width) without a part of them; zero where only `loose` times the rounding of `dtype`
+    would be left."""
     rest = whole - part
-    large = rest.norm(dim=-1, keepdim=True) > NOTHING.get(dtype, 2e-2) * whole.norm(dim=-1, keepdim=True)
+    large = rest.norm(dim=-1, keepdim=True) > loose * NOTHING.get(dtype, 2e-2) * whole.norm(dim=-1, keepdim=True)
     return torch.where(large, rest, 0.0)
 
 
@@ -220,6 +221,17 @@ def flipped(value: Tensor, lengths: Tensor | None) -> Tensor:
 
 def traces_of(run: Run) -> list[Trace]:
     """The run's traces: of a stack the whole first, then each layer and direction from the lowest."""
+    form, told = run.form, parts_of(run)
+    for part in told:
+        part.check_finite()
+    if form.layers == 1:
+        return told
+    whole = [_whole(run, told)] if form.directions == 1 else []
+    return [*whole, *_with_external(run, told)]
+
+
+def parts_of(run: Run) -> list[Trace]:
+    """The trace of each layer and direction, from the lowest, the forward direction first."""
     form = run.form
     parts: dict[tuple[int, int], Trace] = {}
     above = run.at_output
@@ -234,25 +246,19 @@ def traces_of(run: Run) -> list[Trace]:
                 below += flipped(sent, run.lengths) if direction else sent
         if below is not None:
             above = below * run.masks[layer - 1] if run.masks else below
-    told = [part for _, part in sorted(parts.items())]
-    for part in told:
-        part.check_finite()
-    if form.layers == 1:
-        return told
-    whole = [_whole(run, told)] if form.directions == 1 else []
-    return [*whole, *_with_external(run, parts)]
+    return [part for _, part in sorted(parts.items())]
 
 
-def _with_external(run: Run, parts: dict[tuple[int, int], Trace]) -> list[Trace]:
+def _with_external(run: Run, parts: list[Trace]) -> list[Trace]:
     """The parts of a stack from the lowest, their external gradients with what the layers above send down of theirs."""
     out: dict[tuple[int, int], Trace] = {}
     above: Tensor | None = None
     for layer in reversed(range(run.form.layers)):
         below = torch.zeros_like(run.outputs[layer - 1]) if layer else None
         for direction in range(run.form.directions):
-            part = parts[layer, direction]
+            part = parts[layer * run.form.directions + direction]
             if part.external is None:  # in all of them, or in none
-                return [part for _, part in sorted(parts.items())]
+                return parts
             external = part.external.clone()
             if above is not None:
                 width = above.shape[-1] // run.form.directions
@@ -280,14 +286,13 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
     width = output.shape[-1] // form.directions
     output = output[..., direction * width : (direction + 1) * width]
     if direction:
-        into, output, at_output = (flipped(value, run.lengths) for value in (into, output, at_output))
+        into, output = (flipped(value, run.lengths) for value in (into, output))
     initial = torch.cat([state[place] for state in run.initial], dim=-1)
     w = Weights(**weights)
     carries = run.carries
     if carries is None:
         carries = _carries(run, w, into, output, place)
-    gradient = into.new_zeros(*into.shape[:2], initial.shape[-1])
-    gradient[..., :width] = at_output
+    gradient = at_carries(run, layer, direction, at_output, initial.shape[-1])
     apart = run.external or run.external_held or run.external_output is not None
     outside = torch.zeros_like(gradient) if apart else None
     if outside is not None and run.external_output is not None and layer == form.layers - 1:
@@ -300,7 +305,6 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         for step, states in given.items():
             at[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
 
-    enter(gradient, run.at_states)
     if outside is not None:
         enter(outside, run.external)
     cell, noise, before = form.cell, None, carries[:-1]
@@ -353,6 +357,19 @@ def _part(run: Run, layer: int, direction: int, at_output: Tensor) -> Trace:
         noise=noise,
         external=outside,
     )
+
+
+def at_carries(run: Run, layer: int, direction: int, at_output: Tensor, width: int) -> Tensor:
+    """(T, B, C) what enters at the carries of a layer and direction, in its own time: at_output (T, B, H), in the run's
+    time, and what the run says of its states. width: C."""
+    gradient = at_output.new_zeros(*at_output.shape[:2], width)
+    gradient[..., : at_output.shape[-1]] = flipped(at_output, run.lengths) if direction else at_output
+    sequences = torch.arange(gradient.shape[1], device=gradient.device)
+    last = len(gradient) - 1 if run.lengths is None else run.lengths - 1
+    place = layer * run.form.directions + direction
+    for step, states in run.at_states.items():
+        gradient[last if step < 0 else step, sequences] += torch.cat([state[place] for state in states], dim=-1)
+    return gradient
 
 
 def _carries(run: Run, w: Weights, into: Tensor, output: Tensor, place: int) -> Tensor:

@@ -18,9 +18,10 @@ from throughtime.accumulate import accumulate, border, horizon_of
 from throughtime.collect import Asked
 from throughtime.engines import DISTRIBUTED, ENGINES, NAMES, Calls, Job
 from throughtime.errors import InputError
-from throughtime.flow import Stream
+from throughtime.flow import Missing, Stream
 from throughtime.intervals import LEAST, narrow
 from throughtime.progress import Tell, quiet
+from throughtime.series import Series
 from throughtime.statefile import digest, load, save
 from throughtime.sums import LayerSums, merge
 from throughtime.trace import Trace
@@ -38,7 +39,7 @@ class Read:
     """What a batch gives: its traces, and how many copies of each sequence they hold.
 
     names: of all layers that were recorded, reached: of those that the loss depends on. notes: field →
-    why it is missing, by layer.
+    why it is missing, by layer. series, apart: the total lag by signed offset, and why none, where the whole is wanted.
     """
 
     traces: list[Trace]
@@ -46,12 +47,14 @@ class Read:
     reached: list[str]
     copies: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    series: list[Series] = field(default_factory=list)
+    apart: tuple[Missing, ...] = ()
 
 
 class Reader(Protocol):
     """From a batch to its traces. It is sent to other processes, and leaves the model as it was."""
 
-    def __call__(self, model: nn.Module, number: int, batch: Any) -> Read: ...
+    def __call__(self, model: nn.Module, number: int, batch: Any, whole: bool = False) -> Read: ...
 
 
 @dataclass(frozen=True)

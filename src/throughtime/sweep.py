@@ -54,6 +54,12 @@ class _Lane:
     rows: Tensor
     exponent: Tensor
 
+    def first(self) -> _Lane:
+        """Take the earliest origin out."""
+        taken = _Lane(self.lin, self.sequences, self.origins[:1], self.rows[:1], self.exponent[:1])
+        self.origins, self.rows, self.exponent = self.origins[1:], self.rows[1:], self.exponent[1:]
+        return taken
+
 
 def sweep(
     linearization: Linearization,
@@ -79,7 +85,7 @@ def sweep(
                 size = max(_log2(peak, lane.exponent) for peak, lane in zip(peaks, lanes, strict=True))
                 highest = max(highest, size)
                 if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
-                    origins, rows, exponent = _joined(lanes)
+                    origins, rows, exponent = _joined(lanes, trace.batch)
                     for place, origin in enumerate(origins[:-1].tolist()):
                         _tell_initial(consumers, origin + 1, rows[place], exponent[place])
                     lanes = [_Lane(linearization, EVERYONE, origins[-1:], rows[-1:], exponent[-1:])]
@@ -99,14 +105,15 @@ def sweep(
             lag += room
             passed = [lane for lane in lanes if int(lane.origins[0]) < lag]
             if passed:  # the earliest origin has passed step 0 and stands at the initial state
-                adjoint, exponent = (torch.cat(parts) for parts in zip(*map(_drop, passed), strict=True))
-                _tell_initial(consumers, lag, adjoint, exponent)
+                first = [lane.first() for lane in passed]
+                _, adjoint, exponent = _joined(first, trace.batch)
+                _tell_initial(consumers, lag, adjoint[0], exponent[0])
                 lanes = [lane for lane in lanes if len(lane.origins)]
             if progress:
                 progress(min(lag, length), length)
         if not lanes:
             return None
-        origins, rows, exponent = _joined(lanes)
+        origins, rows, exponent = _joined(lanes, trace.batch)
         stream(linearization, rows, exponent, origins - lag, consumers)
     if progress:
         progress(length, length)
@@ -125,36 +132,30 @@ def _lanes(lin: Linearization) -> list[_Lane]:
     count, batch, width = rows.shape
     most = max(1, BLOCK_ENTRIES // width)  # rows a lane
     abreast = -(-batch // -(-batch // max(1, most // count)))  # evenly
-    return [
-        _Lane(part, sequences, origins[of], rows[of, sequences].contiguous(), exponent[of, sequences])
-        for sequences in _slices(batch, abreast)
-        for part in [lin.part(sequences)]
-        for of in _slices(count, max(most, 1))
-    ]
+    lanes = []
+    for sequences in _slices(batch, abreast):
+        part, own = lin.part(sequences), rows[:, sequences]
+        there = (own != 0).flatten(1).any(1).nonzero().flatten()  # nothing enters at the padding of short sequences
+        for of in there.split(most):
+            lanes.append(_Lane(part, sequences, origins[of.cpu()], own[of], exponent[of, sequences]))
+    return lanes
 
 
 def _slices(count: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _joined(lanes: list[_Lane]) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(lanes: list[_Lane], batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Origins, rows and exponents of all lanes together."""
-    groups: dict[int | None, list[_Lane]] = {}
+    if len(lanes) == 1 and lanes[0].sequences == EVERYONE:
+        return lanes[0].origins, lanes[0].rows, lanes[0].exponent
+    origins = torch.cat([lane.origins for lane in lanes]).unique()
+    rows = lanes[0].rows.new_zeros(len(origins), batch, lanes[0].rows.shape[-1])
+    exponent = lanes[0].exponent.new_full((len(origins), batch), DEAD)
     for lane in lanes:
-        groups.setdefault(lane.sequences.start, []).append(lane)
-    together = list(groups.values())
-    return (
-        torch.cat([lane.origins for lane in together[0]]),
-        torch.cat([torch.cat([lane.rows for lane in group]) for group in together], dim=1),
-        torch.cat([torch.cat([lane.exponent for lane in group]) for group in together], dim=1),
-    )
-
-
-def _drop(lane: _Lane) -> tuple[Tensor, Tensor]:
-    """Take the lane's earliest origin out: its adjoint (B, S·H) and exponent (B,)."""
-    first = lane.rows[0], lane.exponent[0]
-    lane.origins, lane.rows, lane.exponent = lane.origins[1:], lane.rows[1:], lane.exponent[1:]
-    return first
+        at = torch.searchsorted(origins, lane.origins).to(rows.device)
+        rows[at, lane.sequences], exponent[at, lane.sequences] = lane.rows, lane.exponent
+    return origins, rows, exponent
 
 
 def _tell_initial(consumers: Sequence[Consumer], lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:

@@ -79,13 +79,7 @@ class Trace:
 
     def ends(self) -> Tensor | None:
         """(B,) `lengths`, or steps up to each sequence's last loss, where they differ: the rest is padding to this loss."""
-        if self.lengths is not None:
-            return self.lengths
-        enters = self.gradient.abs().amax(-1) != 0
-        step = torch.arange(1, self.steps + 1, device=enters.device)[:, None]
-        ends = (enters * step).amax(0)
-        ends = torch.where(ends > 0, ends, self.steps).cpu()  # a sequence without a loss says nothing
-        return None if (ends == ends[0]).all() else ends
+        return ends_of(self.gradient, self.lengths)
 
     def rows(self, steps: list[int]) -> Tensor:
         """λ[t, t] for these steps: (R, B, C)."""
@@ -130,6 +124,17 @@ class Trace:
                     if "gradient" in what
                     else "look at the data, the weights or the step before this one",
                 )
+
+
+def ends_of(gradient: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """See `Trace.ends`: of what enters (T, B, C)."""
+    if lengths is not None:
+        return lengths
+    enters = gradient.abs().amax(-1) != 0
+    step = torch.arange(1, len(gradient) + 1, device=enters.device)[:, None]
+    ends = (enters * step).amax(0)
+    ends = torch.where(ends > 0, ends, len(gradient)).cpu()  # a sequence without a loss says nothing
+    return None if (ends == ends[0]).all() else ends
 
 
 def joined(traces: list[Trace]) -> Trace:

@@ -25,12 +25,13 @@ class Ways:
 
     known: the edges of the layer's states and outputs, with the call and the place. cut: whether states came back by another
     way than those that `link` follows. lost: whether some operation could not run again, so that the part is not known.
-    open_ends: calls that none follows.
+    open_ends: calls that none follows. sizes: how many numbers the states hold.
     """
 
     def __init__(self) -> None:
         self.lost = self.cut = False
         self.open_ends: dict[int, Call] = {}
+        self.sizes: set[int] = set()
         self.known: dict[Edge, tuple[Call, int]] = {}
         self._makers: set[Node] = set()
         self._leads: dict[Node, bool] = {}  # operations seen so far: whether a state lies behind
@@ -44,6 +45,7 @@ class Ways:
     def add(self, call: Call, output: Tensor) -> None:
         """Know the states and the output that a call made, for the inputs of later ones."""
         self.open_ends[id(call)] = call
+        self.sizes.update(state.numel() for state in call.initial)
         made = list(enumerate(call.ends))
         if not call.form.single:
             made.append((OUTPUT, edge_of(output)))

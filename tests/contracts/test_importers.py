@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -930,6 +931,7 @@ VARIANTS: dict[str, Callable[[nn.Module, Path], None]] = {
 """What a format has besides: fuzzed as the formats are."""
 
 
+@cache
 def whole(name: str) -> bytes:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

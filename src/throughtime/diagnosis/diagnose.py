@@ -74,16 +74,16 @@ def diagnose(
     if loss is None and verify:
         raise InputError("verify without a loss", "a loss to train on", "pass loss=…")
     how = Streaming(stop_when, resume, engine, workers)
-    given, total = as_stream(batches, limit)
+    given, count = as_stream(batches, limit)
     if loss is None:
         from throughtime.diagnosis.probe import probe
 
-        flow = probe(model, given, layers, progress, how, total, **options)
+        flow = probe(model, given, layers, progress, how, count, **options)
         return replace(judge(flow, needed_lag, history), title=type(model).__name__)
     step, kept = as_step(loss), []
     if verify:
         given = keeping(given, kept, BATCHES)
-    flow = measure(model, given, step, layers, progress, how, total, **options)
+    flow = measure(model, given, step, layers, progress, how, count, **options)
     report = replace(judge(flow, needed_lag, history), title=type(model).__name__)
     if verify:
         report = verified(report, factory or model, model, kept, step, verify_steps, verify_seeds, progress, options)
@@ -126,6 +126,8 @@ def prescribed(report: Report, model: nn.Module) -> tuple[Remedy, str, dict[str,
             continue
         for remedy in treating(finding.code):
             module = report.flow.layers[finding.layer].module or finding.layer
+            if module not in modules:  # of several in series none is the one to treat
+                continue
             if remedy.precondition(modules[module]) is None:
                 return remedy, module, {"needed_lag": need.farthest}
     return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ from torch import nn
 from throughtime.accumulate import flow_of
 from throughtime.collect import Asked
 from throughtime.demand import Method
-from throughtime.engines import Job
 from throughtime.errors import InputError, RecordError
 from throughtime.explain import explain
 from throughtime.flow import Flow, Missing, Stream
+from throughtime.passages import SERIES
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import Record, record
+from throughtime.series import Series
 from throughtime.stream import Read, Reader, Streaming, Task, stream
-from throughtime.trace import Trace
+from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
+
+SEVERAL = 8  # batches that are joined at most
 
 
 def measure(
@@ -31,14 +34,14 @@ def measure(
     layers: list[str] | None = None,
     progress: Tell = quiet,
     how: Streaming | None = None,
-    total: int | None = None,
+    count: int | None = None,
     **options: Any,
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model.
 
-    how, total: see `throughtime.stream`. options: those of `throughtime.explain.explain`.
+    how, count: see `throughtime.stream`, whose total is the count. options: those of `throughtime.explain.explain`.
     """
-    return flow_by(StepReader(step, layers), model, batches, progress, how, total, **options)
+    return flow_by(StepReader(step, layers), model, batches, progress, how, count, **options)
 
 
 def flow_by(
@@ -47,36 +50,75 @@ def flow_by(
     batches: Iterable[Any],
     progress: Tell,
     how: Streaming | None,
-    total: int | None,
+    count: int | None,
     **options: Any,
 ) -> Flow:
-    """The flow of what a reader makes of the batches."""
+    """The flow of what a reader makes of the batches.
+
+    The total lag by signed offset (`throughtime.series`) needs batches together: up to `SEVERAL` are joined where there is one.
+    """
     how = how or Streaming()
     asked, strict = _asked(**options)
+    whole = options.get("total") is not False
     with untouched(model):
         rng = torch.get_rng_state()
         source = iter(batches)
         if how.engine == "serial" and how.resume is None:
-            head = [batch for _, batch in zip(range(2), source, strict=False)]
+            head = list(islice(source, 2))
+            if len(head) == 2 and whole and isinstance(reader, StepReader) and _in_series(model, reader.layers):
+                head += islice(source, SEVERAL - 1)
+                if len(head) <= SEVERAL:
+                    return _together(reader, model, head, progress, **options)
             if len(head) == 1:
-                return _of_one(reader, model, head[0], asked, progress, **options)
+                return _together(reader, model, head, progress, **options)
             source = chain(head, source)
         task = Task(reader, replace(asked, bias="all"))  # every K comes with the terms
-        measured, end = stream(model, source, task, how, rng, total, progress)
+        measured, end = stream(model, source, task, how, rng, count, progress)
     flow = flow_of(measured.layers, task.asked, strict)
     flow = _with(flow, measured.names, measured.reached, measured.notes)
+    if whole and len(measured.reached) > 1:
+        why = f"the total lag through several modules is told of up to {SEVERAL} batches: more are added up layer by layer"
+        flow = replace(flow, missing=(*flow.missing, Missing(f"layers.{SERIES}", why)))
     return replace(flow, stream=Stream(end.batches, end.stopped, end.partial))
 
 
-def _of_one(reader: Reader, model: nn.Module, batch: Any, asked: Asked, progress: Tell, **options: Any) -> Flow:
-    progress(0, 1, "forward and backward")
-    read = Task(reader, asked).read(model, Job(0, batch, 0, {}))
+def _in_series(model: nn.Module, layers: list[str] | None) -> bool:
+    """Whether there may be a total lag by signed offset: several modules, or both directions."""
+    found = record(model, layers).layers.values()
+    return len(found) > 1 or any(getattr(layer, "bidirectional", False) for layer in found)
+
+
+def _together(reader: Reader, model: nn.Module, batches: list[Any], progress: Tell, **options: Any) -> Flow:
+    """Of few batches, joined into one; of a probe only a single one."""
+    reads = []
+    for number, batch in enumerate(batches):
+        progress(number, len(batches), "forward and backward")
+        # Still untouched: what lies between modules may hold buffers that are put back at the end.
+        reads.append(reader(model, number, batch, whole=options.get("total") is not False))
+    by_name: dict[str, list[Trace]] = {}
+    for trace in (trace for read in reads for trace in read.traces):
+        by_name.setdefault(trace.name, []).append(trace)
+    traces = [joined(each) for each in by_name.values()]
+    read = replace(
+        reads[0],
+        traces=traces,
+        reached=[name for each in reads for name in each.reached],
+        series=[each for one in reads for each in one.series],
+        apart=tuple(dict.fromkeys(why for each in reads for why in each.apart)),
+    )
 
     def tell(done: int, of: int, name: str) -> None:
         progress(done, of, f"sweep of {name}")
 
-    flow = explain(read.traces, progress=tell, copies=read.copies, **options)
-    return _with(flow, read.names, read.reached, read.notes)
+    flow = explain(read.traces, series=read.series, progress=tell, copies=read.copies, **options)
+    copies = {trace.module or trace.name: read.copies.get(trace.name, 1) for trace in read.traces}
+    notes = {trace.module or trace.name: read.notes.get(trace.name, {}) for trace in read.traces}
+    wholes = [layer for name, layer in flow.layers.items() if name not in {trace.name for trace in read.traces}]
+    told = {layer.name: replace(layer, batch=layer.batch // copies.get(layer.module, 1)) for layer in wholes}
+    flow = replace(flow, layers={**{name: told.get(name, layer) for name, layer in flow.layers.items()}})
+    noted = {**read.notes, **{layer.name: notes.get(layer.module, {}) for layer in wholes}}
+    flow = _with(flow, read.names, read.reached, noted)
+    return replace(flow, missing=(*flow.missing, *read.apart))
 
 
 def _with(flow: Flow, names: list[str], reached: list[str], notes: Any) -> Flow:
@@ -104,8 +146,9 @@ def _asked(
     origin_step: bool = True,
     derivative: str = "closed",
     strict: bool = True,
+    total: bool | None = None,
 ) -> tuple[Asked, bool]:
-    """The options of `throughtime.explain.explain`, and `strict`."""
+    """The options of `throughtime.explain.explain`, and `strict`. total: told of one batch only."""
     method = demand_method if demand else None
     return Asked(tolerance, max_lag, bias, hops, signal_to_noise, method, origin_step, derivative), strict
 
@@ -117,17 +160,19 @@ class StepReader:
     step: Step
     layers: list[str] | None = None
 
-    def __call__(self, model: nn.Module, number: int, batch: Any) -> Read:
-        traces, names = recorded(model, lambda: self.step(model, batch), self.layers)
+    def __call__(self, model: nn.Module, number: int, batch: Any, whole: bool = False) -> Read:
+        rec = _backward(model, lambda: self.step(model, batch), self.layers, whole)
+        traces, names = _traces(rec), list(rec.layers)
         reached = list(dict.fromkeys(trace.module or trace.name for trace in traces))
         unreached = [name for name in names if name not in reached]
         if unreached and self.layers is not None:
             raise _independent(unreached)
-        return Read(traces, names, reached)
+        series, apart = rec.series() if whole else ([], ())
+        return Read(traces, names, reached, series=series, apart=apart)
 
 
-def recorded(model: nn.Module, loss: Any, layers: list[str] | None) -> tuple[list[Trace], list[str]]:
-    """The traces of one backward pass of `loss()`, and the names of the layers that were watched."""
+def _backward(model: nn.Module, loss: Callable[[], Any], layers: list[str] | None, whole: bool) -> Record:
+    """The record of one backward pass of `loss()`. whole: whether the series between modules are wanted."""
     rec = record(model, layers)
     for layer in rec.layers.values():
         layer.requires_grad_(True)
@@ -140,8 +185,42 @@ def recorded(model: nn.Module, loss: Any, layers: list[str] | None) -> tuple[lis
                 "check for .detach(), .item() or torch.no_grad in the loss",
             )
         # Not backward(): nothing may be accumulated, and no hook of the user's optimizer may fire.
-        torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    return _traces(rec), list(rec.layers)
+        # Between several recurrent modules the graph is needed once more: their total lag goes through it.
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=whole and len(rec.layers) > 1)
+    return rec
+
+
+def traces_and_series(
+    model: nn.Module, loss: Callable[[], Any], layers: list[str] | None, whole: bool
+) -> tuple[list[Trace], list[Series]]:
+    """Of one backward pass of `loss()`."""
+    rec = _backward(model, loss, layers, whole)
+    return _traces(rec), list(rec.series()[0]) if whole else []
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What some batches gave: traces by layer, one a batch; the layers that no loss reached."""
+
+    by_layer: dict[str, list[Trace]]
+    unreached: list[str]
+
+
+def recorded(
+    model: nn.Module, batches: list[Any], step: Step, layers: list[str] | None = None, progress: Tell = quiet
+) -> Recorded:
+    """Run and record the step on every batch, inside of `untouched`."""
+    reader, by_layer = StepReader(step, layers), {}
+    names: list[str] = []
+    reached: list[str] = []
+    for done, batch in enumerate(batches):
+        progress(done, len(batches), "forward and backward")
+        read = reader(model, done, batch)
+        names, reached = read.names, [*reached, *read.reached]
+        for trace in read.traces:
+            by_layer.setdefault(trace.name, []).append(trace)
+    return Recorded(by_layer, [name for name in names if name not in reached])
 
 
 def _traces(rec: Record) -> list[Trace]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from throughtime.diagnosis.measure import flow_by, recorded
+from throughtime.diagnosis.measure import flow_by, traces_and_series
 from throughtime.errors import InputError
 from throughtime.flow import Flow
 from throughtime.progress import Tell, quiet
 from throughtime.recorder import record
+from throughtime.series import Series
 from throughtime.stream import Read, Streaming
 from throughtime.trace import Trace, joined
 
@@ -34,17 +36,17 @@ def probe(
     layers: list[str] | None = None,
     progress: Tell = quiet,
     how: Streaming | None = None,
-    total: int | None = None,
+    count: int | None = None,
     **options: Any,
 ) -> Flow:
     """The flow of each layer's last state, without touching the model. Demand needs a loss and is missing.
 
-    `batch` and `by_sequence` are of the sequences given, not of their copies, one a direction. how, total: see
-    `throughtime.stream`. options: those of `throughtime.explain.explain`.
+    `batch` and `by_sequence` are of the sequences given, not of their copies, one a direction. how, count: see
+    `throughtime.diagnosis.measure`. options: those of `throughtime.explain.explain`.
     """
     options = {"signal_to_noise": False} | options | {"demand": False}
-    reader = ProbeReader(layers, total or 1, bool(options["signal_to_noise"]))
-    return flow_by(reader, model, batches, progress, how, total, **options)
+    reader = ProbeReader(layers, count or 1, bool(options["signal_to_noise"]))
+    return flow_by(reader, model, batches, progress, how, count, **options)
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class ProbeReader:
     batches: int
     noise: bool
 
-    def __call__(self, model: nn.Module, number: int, batch: Any) -> Read:
-        traces, copies, notes, names = [], {}, {}, []
+    def __call__(self, model: nn.Module, number: int, batch: Any, whole: bool = False) -> Read:
+        traces, copies, notes, names, series = [], {}, {}, [], []
         for name, layer in record(model, self.layers).layers.items():
             names.append(name)
-            parts, count, exact = self._directions(model, name, layer, number, batch)
+            parts, count, exact = self._directions(model, name, layer, number, batch, series if whole else None)
             told = f"along {f'all {count}' if exact else f'{count} random'} direction(s) for each sequence"
             reasons = {"demand": f"no loss was given: the last state was probed {told}"}
             if not self.noise:
@@ -70,10 +72,10 @@ class ProbeReader:
             for part, each in parts.items():
                 traces.append(joined(each))
                 copies[part], notes[part] = count, reasons
-        return Read(traces, names, names, copies, notes)
+        return Read(traces, names, names, copies, notes, series)
 
     def _directions(
-        self, model: nn.Module, name: str, layer: nn.Module, number: int, batch: Any
+        self, model: nn.Module, name: str, layer: nn.Module, number: int, batch: Any, series: list[Series] | None
     ) -> tuple[dict[str, list[Trace]], int, bool]:
         """The traces of every direction, by name; how many there are, and whether these are all."""
         buffers, rng = [value.clone() for value in model.buffers()], torch.get_rng_state()
@@ -92,16 +94,20 @@ class ProbeReader:
         count = size if exact else math.ceil(RANDOM / (sequences * self.batches))
         generator = torch.Generator().manual_seed(SEED + number)
         found: dict[str, list[Trace]] = {}
+
+        def along(direction: Tensor) -> Tensor:
+            last = state()
+            return (last * direction.to(last)).sum()
+
         for place in range(count):
             directions = torch.randn(sequences, size, generator=generator, dtype=torch.float64)
             if exact:
                 directions = directions.sign() * (torch.arange(size) == place)
 
-            def value(directions: Tensor = directions) -> Tensor:
-                last = state()
-                return (last * directions.to(last)).sum()
-
-            for trace in recorded(model, value, [name])[0]:
+            found_here, wholes = traces_and_series(model, partial(along, directions), [name], series is not None)
+            if series is not None:
+                series += wholes
+            for trace in found_here:
                 found.setdefault(trace.name, []).append(trace)
         return found, count, exact
 

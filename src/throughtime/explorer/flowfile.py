@@ -72,7 +72,10 @@ def read(path: Path) -> dict[str, Any]:
     _check(document, schema(), "", path)
     if not document["layers"]:
         raise InputError(f"{path} without layers", "at least one recurrent layer", _MAKE)
-    return {"layers": [_layer(layer, f"layers[{i}]", path) for i, layer in enumerate(document["layers"])]}
+    # A whole of several layers has no units of its own: its layers are shown, one by one.
+    layers = [(i, layer) for i, layer in enumerate(document["layers"])]
+    shown = [(i, layer) for i, layer in layers if layer["units"]] or layers
+    return {"layers": [_layer(layer, f"layers[{i}]", path) for i, layer in shown]}
 
 
 def _refused(constant: str) -> None:

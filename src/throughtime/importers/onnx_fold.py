@@ -23,7 +23,7 @@ PLAIN = "fiub"  # kinds of numpy's own numbers
 class Folder:
     """Arrays of a file by what makes them: an initializer or a node. left: bytes that may still be made."""
 
-    left: int = importer.LARGEST
+    left: int = field(default_factory=lambda: importer.LARGEST)
     _made: dict[int, tuple[Any, np.ndarray | None]] = field(default_factory=dict)
 
     def value(self, name: str, scope: Mapping[str, Any], depth: int = 0) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from throughtime.block import Block
+from throughtime.block import Block, contiguous
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled, march, power_of_two
@@ -28,8 +28,7 @@ class Hops(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        first = int(torch.searchsorted(self.origins, block.origins[0].cpu()))
-        at = slice(first, first + len(block.origins)), block.sequences
+        at = contiguous(torch.searchsorted(self.origins, block.origins.cpu())[None]), block.sequences
         if int(block.lags.min()) == 0:  # nothing has left the port yet
             place = int(block.lags.argmin())
             if not self.rows.numel():

@@ -55,6 +55,7 @@ class Ledger(Reducer):
             "inner": torch.zeros(count, trace.steps, dtype=torch.float64),
             "norms": Scaled.zeros(count, trace.steps),
             "tail_inner": torch.zeros(count, dtype=torch.float64),
+            "tail_sizes": torch.zeros((), dtype=torch.float64),
         }
         self.open: list[Tensor] | None = None  # G(τ) of a lag whose rows are not all in
         widths = [block.shape[1:] for block in self.blocks]
@@ -134,10 +135,10 @@ class Ledger(Reducer):
         inner += (self._inner(block) * power_of_two(block.common - self.unit)).sum(1).cpu()
         if self.tails is None:
             self.tails = [torch.zeros_like(part) for part in self.blocks]
-        terms = [
-            outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1))
-            for p, x in zip(*self._factors(block), strict=True)
-        ]
+        ps, xs = self._factors(block)
+        sizes = self.tensor("tail_sizes")
+        sizes += torch.stack([_sizes_of_rows(p, x).sum() for p, x in zip(ps, xs, strict=True)]).sum().cpu()
+        terms = [outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1)) for p, x in zip(ps, xs, strict=True)]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
 
@@ -216,6 +217,11 @@ class Ledger(Reducer):
         return float(_over(inner.sum(0), self.squares.sum()))
 
     @property
+    def tail_bound(self) -> float:
+        """Σ‖p ⊗ x‖ over the steps, sequences and parameters of the tail, in units of ‖G‖."""
+        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
+
+    @property
     def tail_norm(self) -> float:
         return 0.0 if self.tails is None else float(norm(self.tails)) * 2.0**self.unit
 
@@ -266,6 +272,12 @@ class Ledger(Reducer):
             )
         told = [value for value in residuals if not np.isnan(value)]
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
+
+
+def _sizes_of_rows(p: Tensor, x: Tensor | None) -> Tensor:
+    """‖p ⊗ x‖ of each row: p (K, L, N, H) and x (L, N, width), or None, to (L, N)."""
+    size = torch.linalg.vector_norm(p, dim=(0, 3)).double()
+    return size if x is None else size * torch.linalg.vector_norm(x, dim=-1).double()
 
 
 def _exponent(blocks: list[Tensor]) -> int:

@@ -130,6 +130,7 @@ def picture(report: Report, layer: LayerFlow, width: int, alone: bool = False, s
         width=width,
         horizons=_horizons(report, layer),
         standalone=standalone,
+        way=_way(layer, curves),
     )
     return Markup(svg)
 
@@ -149,11 +150,22 @@ def dots(report: Report) -> Markup:
     )
 
 
+def _way(layer: LayerFlow, curves: list[Curve]) -> str:
+    """Where a lag counts to, as the axis says it."""
+    if layer.opposite and len(curves) > 1:
+        return "back in time, or ahead,"
+    return "ahead in time" if layer.reverse else "back in time"
+
+
 def _curves(report: Report, layer: LayerFlow) -> list[Curve]:
     treated = _twin(report.after, layer)
     if treated is not None:
         remedy = report.verification.remedy if report.verification else "treated"
         return [curve_of(_twin(report.before, layer) or layer, "untreated", quiet=True), curve_of(treated, remedy)]
+    other = report.flow.layers.get(layer.opposite or "")
+    if other is not None:
+        names = {True: "ahead", False: "from the past"}
+        return [curve_of(other, names[other.reverse], quiet=True, asked=False), curve_of(layer, names[layer.reverse])]
     layers = list(report.flow.layers.values())
     if not 1 < len(layers) <= MOST_CURVES:
         return [curve_of(layer)]
@@ -180,7 +192,7 @@ def _short(name: str, most: int = 24) -> str:
 def _needed(report: Report, layer: LayerFlow) -> str:
     needed = needed_of(report, layer.name)
     if needed.lags:
-        return lag_words(needed.lags)
+        return lag_words(needed.lags) + (" ahead" if layer.reverse and layer.opposite else "")
     measured = layer.demand is not None and layer.demand.missing is None
     return "not detected" if measured else "not measured"
 

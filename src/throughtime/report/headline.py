@@ -69,8 +69,9 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
         if demand.lags:
             top = float(np.nanmax(demand.z))
             told = (
-                f"The loss responds to {read} {_runs(demand.lags)} steps back (B={demand.sequences}, largest z {top:.1f} "
-                f"against {demand.threshold:.1f}). Other lags are not excluded by the test: {blind} of inputs."
+                f"The loss responds to {read} {_runs(demand.lags)} steps {_way(layer)} (B={demand.sequences}, "
+                f"largest z {top:.1f} against {demand.threshold:.1f}). Other lags are not excluded by the test: "
+                f"{blind} of inputs."
             )
         else:
             told = (
@@ -79,7 +80,7 @@ def needed_sentence(layer: LayerFlow, need: Needed) -> str:
                 "with B, and a lag that the network has already learned no longer shows."
             )
     if need.said is not None:
-        return f"{need.said} steps back, as you said." + (f" {told}" if told else "")
+        return f"{need.said} steps {_way(layer)}, as you said." + (f" {told}" if told else "")
     if told is None:
         reasons = [each.reason for each in layer.missing if each.field == "demand"]
         reason = demand.missing if demand is not None else next(iter(reasons), "not asked for")
@@ -91,13 +92,17 @@ def reached_sentence(layer: LayerFlow, need: Needed) -> str:
     """How far back the gradient reaches, and what fraction arrives at the needed lag."""
     horizon = layer.horizon.get(0.01)
     within = "" if layer.lag == "total" else " within this layer"
-    if np.isnan(layer.cancellation) or layer.cancellation == 0:
+    if layer.horizon_told and (np.isnan(layer.cancellation) or layer.cancellation == 0):
         text = "The gradient of this layer's weights is zero"
+    elif not layer.horizon_told:
+        where = "steps ahead" if layer.reverse else "the same step and steps back"
+        text = f"{notation.number(100 * float(layer.share.sum()), 2)} % of the gradient comes from {where}"
     elif horizon is None:
         last = layer.steps - 1 if layer.tail is None else layer.tail.first_lag - 1
         text = f"More than 1 % of the gradient comes from beyond {last} steps{within}"
     else:
         count = "1 step" if horizon == 1 else f"{horizon} steps"
+        count += " to both sides" if layer.opposite else ""
         text = f"The gradient horizon is {count}{within}{interval(layer)}"
         text += " (what lies beyond changes the gradient by at most 1 %)"
     if need.farthest is None:
@@ -120,6 +125,11 @@ def interval(layer: LayerFlow, level: float = 0.01) -> str:
     else:
         ends = f"{low}" if low == high else f"{low}–{high}"
     return f" ({told.level:.0%} {ends}, {layer.batches} batches)".replace("%", " %", 1)
+
+
+def _way(layer: LayerFlow) -> str:
+    """Where a lag counts to."""
+    return "ahead" if layer.reverse else "back"
 
 
 def arriving(layer: LayerFlow, lag: int) -> str:

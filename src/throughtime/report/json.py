@@ -108,6 +108,8 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     kept: dict[str, Any] = {"network": _network(layer)} if told else {}
     if layer.external is not None:
         kept["external"] = layer.external
+    if layer.opposite is not None:
+        kept["opposite"] = layer.opposite
     if layer.external_by_lag is not None:
         kept["external_by_lag"] = _list(layer.external_by_lag)
     if layer.batches > 1:

@@ -72,7 +72,10 @@ def facts(layer: LayerFlow) -> str:
     """The layer in one line."""
     size = f"{layer.input_size} → {layer.hidden_size} units"
     told = f"{layer.cell.upper()}, {size}, {layer.steps} steps, batch of {layer.batch}, {layer.dtype}"
-    if layer.reverse:
+    if layer.opposite:
+        which = "ahead: a lag counts steps ahead" if layer.reverse else "the past"
+        told += f"; what comes from {which} (the other way: {layer.opposite})"
+    elif layer.reverse:
         told += "; runs back in time, so that a lag counts steps ahead"
     if layer.external is not None:
         told += f"; {outside(layer)}"

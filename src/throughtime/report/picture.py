@@ -93,11 +93,13 @@ def supply_and_demand(
     width: int = 720,
     horizons: Sequence[tuple[str, int]] = (),
     standalone: bool = False,
+    way: str = "back in time",
 ) -> str:
     """The picture as an SVG element.
 
     curves: drawn in order, the last on top. needed: the band. demand: the strip of z below, where it was measured.
-    horizons: (words, lag) of marks on the lag axis. standalone: with its own paper, to be used as a file.
+    horizons: (words, lag) of marks on the lag axis. standalone: with its own paper, to be used as a file. way:
+    where a lag counts to.
     """
     narrow = width < 520
     if demand is not None and not np.isfinite(demand.z).any():
@@ -119,7 +121,7 @@ def supply_and_demand(
         _values(frame, words, curves, lags),
         *(_label(frame, words, curve, curves) for curve in curves if curve.label),
         _strip(frame, demand, bottom + 22, bottom + strip - 4) if demand is not None else "",
-        _lag_axis(frame, bottom + strip),
+        _lag_axis(frame, bottom + strip, way),
     ]
     title = "Supply and demand of gradient over the lag"
     return document(parts, width, bottom + strip + 46, title, _description(curves, needed), standalone)
@@ -319,14 +321,14 @@ def _strip(frame: Frame, demand: Demand, top: float, bottom: float) -> str:
     return "".join(parts)
 
 
-def _lag_axis(frame: Frame, bottom: float) -> str:
+def _lag_axis(frame: Frame, bottom: float, way: str) -> str:
     wide = frame.right - frame.left > 450
     step = _round_step((frame.lags - 1) / (9 if wide else 5))
     parts = [line(frame.left, bottom, frame.right, bottom, "tt-axis")]
     for lag in range(0, frame.lags, step):
         parts.append(line(frame.x(lag), bottom, frame.x(lag), bottom + 4, "tt-axis"))
         parts.append(text(str(lag), frame.x(lag), bottom + 18, anchor="middle"))
-    words = "lag: steps back in time" + (" from where the loss reads the network" if wide else " from the loss")
+    words = f"lag: steps {way}" + (" from where the loss reads the network" if wide else " from the loss")
     return "".join(parts) + text(words, frame.right, bottom + 38, anchor="end")
 
 

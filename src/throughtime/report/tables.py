@@ -57,13 +57,14 @@ def _dataset(xarray: Any, layer: LayerFlow) -> Any:
         "log10_norm": (("parameter", "lag"), np.stack([terms.log10_norm for terms in layer.parameters.values()])),
         "gate_share": (("parameter", "gate", "lag"), by_gate("share")),
         "gate_log10_norm": (("parameter", "gate", "lag"), by_gate("log10_norm")),
-        "path_share": (("path", "lag"), np.stack(list(layer.paths.values()))),
+        "path_share": (("path", "lag"), np.array(list(layer.paths.values())).reshape(-1, layer.steps)),
         "bias": ("lag", layer.bias),
         "cosine": ("lag", layer.cosine),
         "signal_to_noise": ("lag", layer.signal_to_noise),
-        "timescale": ("unit", np.array([unit.timescale for unit in layer.units])),
-        "half_life": ("unit", np.array([unit.half_life for unit in layer.units])),
     }
+    if layer.units:
+        data["timescale"] = ("unit", np.array([unit.timescale for unit in layer.units]))
+        data["half_life"] = ("unit", np.array([unit.half_life for unit in layer.units]))
     if layer.demand is not None:
         data["demand_z"] = ("lag", layer.demand.z)
     coords: dict[str, Any] = {

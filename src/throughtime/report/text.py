@@ -83,14 +83,16 @@ def render_layer(layer: LayerFlow) -> RenderableType:
     table.add_column("lag", justify="right")
     table.add_column("arrives", justify="right")
     table.add_column("share", justify="right")
-    table.add_column("bias beyond", justify="right")
+    if layer.horizon_told:
+        table.add_column("bias beyond", justify="right")
     paths = layer_paths(layer)
     for port in paths:
         table.add_column(port, justify="right")
     if layer.demand is not None and not layer.demand.missing:
         table.add_column("demand z", justify="right")
     for lag in _lags(layer):
-        row = [str(lag), _short(layer.arriving[lag]), _percent(layer.share[lag]), _percent(layer.bias[lag])]
+        row = [str(lag), _short(layer.arriving[lag]), _percent(layer.share[lag])]
+        row += [_percent(layer.bias[lag])] if layer.horizon_told else []
         row += [_percent(values[lag]) for values in paths.values()]
         style = None
         if layer.demand is not None and not layer.demand.missing:
@@ -98,11 +100,19 @@ def render_layer(layer: LayerFlow) -> RenderableType:
             row.append(f"{_short(layer.demand.z[lag])}{' *' if asked else ''}")
             style = "bold" if asked else None
         table.add_row(*row, style=style)
-    table.caption = (
-        "arrives: what is left of the gradient at this lag; share: of the gradient of all weights; bias beyond: what cutting "
-        "after this lag changes; then the paths by which it came here from the lag before"
-    )
-    if layer.reverse:
+    table.caption = "arrives: what is left of the gradient at this lag; share: of the gradient of all weights"
+    if layer.horizon_told:
+        sides = " to both sides" if layer.opposite else ""
+        table.caption += f"; bias beyond: what cutting after this lag{sides} changes"
+    if paths:
+        table.caption += "; then the paths by which it came here from the lag before"
+    if layer.opposite and layer.reverse:
+        table.caption = (
+            f"what comes from ahead: a lag counts steps ahead; lag 0 stands in {layer.opposite}; {table.caption}"
+        )
+    elif layer.opposite:
+        table.caption = f"what comes from the past; what comes from ahead stands in {layer.opposite}; {table.caption}"
+    elif layer.reverse:
         table.caption = "this direction runs back in time: a lag counts steps ahead; " + table.caption
     if layer.external is not None:
         table.caption += f"; {outside(layer)}"
@@ -128,6 +138,8 @@ def _lags(layer: LayerFlow) -> list[int]:
     lags = {0, last} | {lag for power in range(6) for lag in (10**power, 2 * 10**power, 5 * 10**power) if lag < last}
     if layer.demand is not None and layer.demand.lags:
         lags |= {layer.demand.lags[0], layer.demand.lags[-1]}
+    if layer.reverse and layer.opposite:
+        lags -= {0}
     return sorted(lags)
 
 

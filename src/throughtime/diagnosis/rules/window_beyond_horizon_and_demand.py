@@ -37,9 +37,10 @@ class WindowBeyondHorizonAndDemand(Rule):
 
     ## Remedy
 
-    A window of K = 2 · max(horizon, farthest needed lag + 1) steps, with the state carried over from window to window.
-    Measure again after some training: the horizon grows where a network learns to remember. "Not detected" is not "not
-    needed": demand is a first-order test.
+    A window of K = 2 · max(horizon, farthest needed lag + 1) steps, with the state carried over from window to window: half
+    of its losses, or more, then reach back so far. What such chunks lose is not the bias of the flow, in which every loss goes
+    back K steps: `throughtime window` tells it exactly, and what they cost. Measure again after some training: the horizon
+    grows where a network learns to remember. "Not detected" is not "not needed": demand is a first-order test.
 
     ## References
 
@@ -65,9 +66,8 @@ class WindowBeyondHorizonAndDemand(Rule):
             TIMES * enough,
             f"The window holds {reach(layer) + 1} steps; the gradient horizon at 1 % is {horizon}, the farthest needed lag "
             f"{needed.farthest}.",
-            f"A window of K = {2 * enough} steps, 2 · max(horizon, needed lag + 1), changes the gradient by less "
-            "than 1 %; carry "
-            "the state over.",
+            f"A window of K = {2 * enough} steps, 2 · max(horizon, needed lag + 1), with the state carried over; "
+            "`throughtime window` tells what it changes.",
         )
 
     def fires(self) -> tuple[LayerFlow, Needed, History | None]:
