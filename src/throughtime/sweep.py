@@ -24,6 +24,7 @@ from throughtime.linearize import Linearization, Window
 from throughtime.scaled import ALIKE, DEAD, NEAR, march, shifted, shifts
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
+DEVICE_ENTRIES = 2**24  # the same on a GPU, where few large operations are better
 
 
 class Consumer(Protocol):
@@ -95,7 +96,7 @@ def sweep(
             room = 1
             if len(lanes) == 1:
                 lane = lanes[0]
-                room = max(1, BLOCK_ENTRIES // max(1, lane.rows.numel()))
+                room = max(1, _entries(lane.rows) // max(1, lane.rows.numel()))
                 room = min(room, int(lane.origins[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
                 block = _several_lags(lane, lag, room, paths)
                 for consumer in consumers:
@@ -127,10 +128,10 @@ def _lanes(lin: Linearization) -> list[_Lane]:
         return []
     origins, rows = torch.tensor(steps), lin.trace.rows(steps)
     exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-    if rows.numel() <= BLOCK_ENTRIES or len(steps) == 1:
+    if rows.numel() <= _entries(rows) or len(steps) == 1:
         return [_Lane(lin, EVERYONE, origins, rows, exponent)]
     count, batch, width = rows.shape
-    most = max(1, BLOCK_ENTRIES // width)  # rows a lane
+    most = max(1, _entries(rows) // width)  # rows a lane
     abreast = -(-batch // -(-batch // max(1, most // count)))  # evenly
     lanes = []
     for sequences in _slices(batch, abreast):
@@ -139,6 +140,10 @@ def _lanes(lin: Linearization) -> list[_Lane]:
         for of in there.split(most):
             lanes.append(_Lane(part, sequences, origins[of.cpu()], own[of], exponent[of, sequences]))
     return lanes
+
+
+def _entries(rows: Tensor) -> int:
+    return BLOCK_ENTRIES if rows.device.type == "cpu" else DEVICE_ENTRIES
 
 
 def _slices(count: int, size: int) -> list[slice]:
@@ -234,7 +239,7 @@ def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, co
     """Add the rows (R, B, S·H) · 2^exponent (R, B) up by step, as they stand at `steps` (R,) ascending, and sweep the sum
     to the start."""
     adjoint, power = torch.zeros_like(rows[:1]), torch.full_like(exponent[:1], DEAD)
-    room = max(1, BLOCK_ENTRIES // adjoint.numel())
+    room = max(1, _entries(adjoint) // adjoint.numel())
     last = int(steps[-1]) + 1
     while last > 0:
         first = max(0, last - room)
