@@ -85,7 +85,7 @@ def layer(
         horizon={0.1: _window(share, 0.1), 0.01: _window(share, 0.01), 0.001: _window(share, 0.001)},
         units=_units(units, rng),
         gates={gate: _gate(rng.normal(i - 0.5, 2.0, 4000)) for i, gate in enumerate(SIGMOIDS[cell])},
-        tail=None if tail is None else Tail(tail, 1e-4, -7.5),
+        tail=None if tail is None else Tail(tail, 1e-4, -7.5, None, 2e-4),
         origin_step=_origin_step(steps, log10, every_step),
         missing=(Missing("hops", "not asked for"),) if cell == "rnn_tanh" else (),
     )

@@ -58,6 +58,7 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
             round_outside = LagTerms(outside(lin), told)
             sweep(round_outside.linearization, [round_outside], 0, told - 1)
             sums.sums.update({f"external.{name}": value for name, value in round_outside.sums.items()})
+    sums.sums["tail.sizes"] = terms.tensor("tail_sizes")
     return replace(
         sums,
         terms=terms.scaled("terms"),
@@ -105,6 +106,7 @@ def _books(sums: LayerSums) -> Books:
         sums.about.rows,
         sums.terms,
         sums.tail,
+        float(sums.tensor("tail.sizes")),
         sums.tensor("given"),
         sums.lacking,
         sums.about.low,

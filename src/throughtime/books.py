@@ -19,7 +19,7 @@ from throughtime.scaled import EMPTY, Scaled
 class Books:
     """See the fields of the same names of `throughtime.flow.LayerFlow`. norms: ‖G(τ)‖² by ledger row (rows, T).
 
-    tail_share, tail_norm: of what lies beyond the lags told apart; 0 where there is nothing.
+    tail_share, tail_norm, tail_bound: of what lies beyond the lags told apart; 0 where there is nothing.
     """
 
     parameters: Mapping[str, Terms]
@@ -33,6 +33,7 @@ class Books:
     norms: Scaled
     tail_share: float
     tail_norm: float
+    tail_bound: float
     external: float | None = None
     external_by_lag: Array | None = None
 
@@ -58,6 +59,7 @@ def of_ledger(
         norms=ledger.norms,
         tail_share=ledger.tail_share,
         tail_norm=ledger.tail_norm,
+        tail_bound=ledger.tail_bound,
         external=external,
         external_by_lag=external_by_lag,
     )
@@ -67,6 +69,7 @@ def of_terms(
     rows: Sequence[Row],
     terms: Scaled,
     tail: Scaled,
+    tail_sizes: float,
     given: Tensor,
     lacking: Sequence[str],
     low: bool,
@@ -79,7 +82,8 @@ def of_terms(
     """The books of the terms G(τ) (W, lags) and the tail (W, 1), in the order of `rows`.
 
     given: (W,) what autograd gave. lacking: parameters of which it gave none. low: whether its rounding is too coarse for a
-    reference. reach: lags that any origin has. told: lags told apart, of `steps`. outside: terms and tail of what came round
+    reference. tail_sizes: see `sizes_of_rows`.
+    reach: lags that any origin has. told: lags told apart, of `steps`. outside: terms and tail of what came round
     outside the layer.
     """
     tail_from = told if told < reach else None
@@ -162,6 +166,7 @@ def of_terms(
         norms=Scaled(_wide(of_rows.mantissa, steps, 0.0), _wide(of_rows.exponent, steps, EMPTY)),
         tail_share=float((reference @ rest) / whole) if whole else float("nan"),
         tail_norm=rest_norm,
+        tail_bound=tail_sizes / float(np.sqrt(whole)) if whole else 0.0 if tail_sizes == 0 else float("inf"),
         external=None if outside is None else float(reference @ _whole(*outside) / whole) if whole else float("nan"),
         external_by_lag=None if outside is None else _outside_by_lag(*outside, reference, steps),
     )

@@ -118,7 +118,7 @@ def _tail(sums: LayerSums, books: Books, adjoint: Adjoint, first: int, asked: As
         there = adjoint.log10_norm[:first]
         left = float(10 ** (there[-1] - np.nanmax(there))) if np.isfinite(there[-1]) else 0.0
         tolerance = max(tolerance, left)
-    return Tail(first, books.tail_share, log10, tolerance)
+    return Tail(first, books.tail_share, log10, tolerance, books.tail_bound)
 
 
 def _sequence(sums: LayerSums) -> Sequence | None:

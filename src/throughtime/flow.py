@@ -81,12 +81,15 @@ class Tail:
     """The lags from `first_lag` on, that were swept as one stream: exact in sum, not told apart.
 
     tolerance: the fraction of the largest adjoint under which all had fallen there; None where `max_lag` set the limit.
+    bound: what the terms of the tail add up to in norm where none cancels another, in units of ‖G‖: no share and no bias
+    beyond could be off by more, but for origins that meet at a step and cancel there.
     """
 
     first_lag: int
     share: float
     log10_norm: float
     tolerance: float | None = None
+    bound: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from throughtime.runs import Run, traces_of
 from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
 from throughtime.ways import Ways
+
+if TYPE_CHECKING:
+    from throughtime.sampling import Sampled
 
 
 def record(model: nn.Module, layers: list[str] | None = None) -> Record:
@@ -318,6 +321,15 @@ class Record:
         lost += tuple(Missing(f"layers.{name}.lag", anew) for name, ways in self._ways.items() if ways.cut)
         told_again = tuple(Missing(f"layers.{name}", other) for name in sorted(again))
         return replace(flow, missing=(*flow.missing, *silent, *told_again, *lost, *apart))
+
+    def sample(self, origins: int, groups: int = 8, **options: Any) -> dict[str, Sampled]:
+        """By layer: shares, norms and bias from some of the steps with a loss, with standard errors.
+
+        For a loss at many steps, of which all would take too long. See `throughtime.sampling.sample`.
+        """
+        from throughtime.sampling import sample
+
+        return {trace.name: sample(trace, origins, groups, **options) for trace in self.traces() if trace.origins()}
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.reducers.products import add_terms, entries, grouped, outer
+from throughtime.reducers.products import add_terms, entries, grouped, outer, sizes_of_rows
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import EMPTY, Scaled, power_of_two
 
@@ -74,6 +74,7 @@ class LagTerms(Reducer):
         self.sums = {
             "terms": columns(weights, steps if told is None else min(told, steps)),
             "tail": columns(weights, 1),
+            "tail_sizes": torch.zeros((), dtype=torch.float64),
         }
 
     def update(self, block: Block) -> None:
@@ -100,7 +101,8 @@ class LagTerms(Reducer):
 
     def tail(self, block: Block) -> None:
         made = [group.factors(block) for group in self.groups]
-        tail = self.scaled("tail")
+        tail, sizes = self.scaled("tail"), self.tensor("tail_sizes")
+        sizes += sizes_of_rows(block, self.groups)
         for place in range(len(block.common)):
             parts = [outer(p[:, place], None if x is None else x[place]).flatten() for p, x in made]
             made_here = torch.cat(parts)[:, None].double().cpu()
@@ -108,7 +110,7 @@ class LagTerms(Reducer):
 
     def finish(self) -> dict[str, np.ndarray]:
         """ "terms" (W, lags) and "tail" (W, 1)."""
-        return {name: self.scaled(name).value().numpy() for name in self.sums}
+        return {name: self.scaled(name).value().numpy() for name in ("terms", "tail")}
 
 
 def _add(sums: Scaled, lags: Tensor, value: Tensor, exponent: Tensor) -> None:

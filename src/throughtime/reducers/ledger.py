@@ -16,7 +16,7 @@ from torch import Tensor
 from throughtime.block import Block
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization, Window
-from throughtime.reducers.products import add_terms, entries, grouped, outer, term_squares
+from throughtime.reducers.products import add_terms, entries, grouped, outer, sizes_of_rows, term_squares
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.scaled import EMPTY, Scaled, power_of_two
@@ -137,7 +137,7 @@ class Ledger(Reducer):
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         ps, xs = self._factors(block)
         sizes = self.tensor("tail_sizes")
-        sizes += torch.stack([_sizes_of_rows(p, x).sum() for p, x in zip(ps, xs, strict=True)]).sum().cpu()
+        sizes += sizes_of_rows(block, self.groups)
         terms = [outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1)) for p, x in zip(ps, xs, strict=True)]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
@@ -218,8 +218,8 @@ class Ledger(Reducer):
 
     @property
     def tail_bound(self) -> float:
-        """Σ‖p ⊗ x‖ over the steps, sequences and parameters of the tail, in units of ‖G‖."""
-        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
+        """See `throughtime.flow.Tail`."""
+        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()) * 2.0**self.unit)
 
     @property
     def tail_norm(self) -> float:
@@ -272,12 +272,6 @@ class Ledger(Reducer):
             )
         told = [value for value in residuals if not np.isnan(value)]
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
-
-
-def _sizes_of_rows(p: Tensor, x: Tensor | None) -> Tensor:
-    """‖p ⊗ x‖ of each row: p (K, L, N, H) and x (L, N, width), or None, to (L, N)."""
-    size = torch.linalg.vector_norm(p, dim=(0, 3)).double()
-    return size if x is None else size * torch.linalg.vector_norm(x, dim=-1).double()
 
 
 def _exponent(blocks: list[Tensor]) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
+from throughtime.scaled import power_of_two
 
 AUTOGRAD = "autograd"  # the operand of parameters that stand in no product
 
@@ -168,3 +169,13 @@ def term_squares(block: Block, groups: list[Blocks]) -> Tensor:
         own = pre_grams[group.bank][group.places]
         out.append((own * grams[group.operand]).sum((2, 3)).clamp_min(0))
     return torch.cat(out)
+
+
+def sizes_of_rows(block: Block, groups: list[Blocks]) -> Tensor:
+    """Σ‖p ⊗ x‖ over the rows of all lags, sequences and groups, float64: no row can be larger than that says."""
+    total = torch.zeros(len(block.common), dtype=torch.float64, device=block.adjoint.device)
+    for group in groups:
+        p, x = group.factors(block)
+        size = torch.linalg.vector_norm(p, dim=(0, 3)).double()
+        total += (size if x is None else size * torch.linalg.vector_norm(x, dim=-1).double()).sum(1)
+    return (total * power_of_two(block.common)).sum().cpu()

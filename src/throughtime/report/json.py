@@ -188,6 +188,7 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
             "share": _number(tail.share),
             "log10_norm": _number(tail.log10_norm),
             "tolerance": tail.tolerance,
+            "bound": _number(tail.bound),
         },
         "missing": missing(layer),
     }

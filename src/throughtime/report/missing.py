@@ -73,6 +73,7 @@ def _numbers(layer: LayerFlow) -> Iterator[tuple[str, Any, int]]:
     if layer.tail is not None:
         yield "tail.share", layer.tail.share, 0
         yield "tail.log10_norm", layer.tail.log10_norm, 0
+        yield "tail.bound", layer.tail.bound, 0
 
 
 def row_name(row: Terms) -> str:

@@ -145,6 +145,7 @@ def _measured(report: Report, layer: LayerFlow) -> list[tuple[str, str]]:
     if layer.tail is not None:
         tail = layer.tail
         told = f"lags from {tail.first_lag} on were added up, not told apart: share {number(tail.share)}"
+        told += f", at most {number(tail.bound)}"
         rows.append(("Beyond the sweep", told))
     rows.append(("Demand", _demand_in_words(report, layer)))
     return rows

@@ -118,7 +118,10 @@ def render_layer(layer: LayerFlow) -> RenderableType:
         table.caption += f"; {outside(layer)}"
     table.caption_justify = "left"
     if layer.tail is not None:
-        table.caption += f"; beyond lag {layer.tail.first_lag - 1}, not told apart: share {layer.tail.share:.1e}"
+        tail = layer.tail
+        table.caption += (
+            f"; beyond lag {tail.first_lag - 1}, not told apart: share {tail.share:.1e}, at most {tail.bound:.1e}"
+        )
     return table
 
 
