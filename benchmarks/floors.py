@@ -22,17 +22,17 @@ def _every_origin(scene: Scene, lags: int) -> None:
         torch.mm(pre[:count].T, operand[:count], out=term)
 
 
-@work("its matrix products alone, of the lags told apart", recorded=True)
+@work("its matrix products alone, of the lags told apart", recorded=True, peak=False)
 def products(scene: Scene) -> None:
     _every_origin(scene, scene.lags)
 
 
-@work("its matrix products alone", recorded=True)
+@work("its matrix products alone", peak=False)
 def products_of_all_lags(scene: Scene) -> None:
     _every_origin(scene, scene.steps)
 
 
-@work("its matrix products alone: gates, sweep, h Gᵀ, p hᵀ")
+@work("its matrix products alone: gates, sweep, h Gᵀ, p hᵀ", peak=False)
 def single_products(scene: Scene) -> None:
     """Of one loss at the last step: three large ones, and one of the batch's rows for each step."""
     hidden, most, device = scene.hidden, scene.steps * scene.batch, scene.device
@@ -49,7 +49,7 @@ def single_products(scene: Scene) -> None:
         torch.mm(step, weight, out=row)
 
 
-@work("its arrays alone: factors written and read, adjoints written")
+@work("its arrays alone: factors written and read, adjoints written", peak=False)
 def bytes_moved(scene: Scene) -> None:
     """Five factors a unit (keep, r, z, m, n), the adjoint and those of four pre-activations, once each."""
     factors = torch.ones(5, scene.steps * scene.batch * scene.hidden, device=scene.device)

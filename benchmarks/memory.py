@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from benchmarks.scene import Scene
 from benchmarks.works import WORKS
 
 
+@cache
 def megabytes(work: str, scene: Scene) -> float:
     """MB that the work adds at its peak."""
     if scene.device != "cpu":

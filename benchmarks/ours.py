@@ -39,6 +39,11 @@ def ledger(scene: Scene) -> object:
     return explain(scene.traces, **LEDGER)
 
 
+@work("decomposition, chrono initialisation", recorded=True)
+def ledger_chrono(scene: Scene) -> object:
+    return ledger(scene)
+
+
 @work("decomposition, bias at every K, hops", recorded=True)
 def every_k(scene: Scene) -> object:
     return explain(scene.traces, **EVERY_K)

@@ -107,8 +107,12 @@ class _Bench:
             assert scene.traces
         return turns({name: lambda name=name: WORKS[name].run(scene) for name in names}, rounds, self.device, warm)
 
+    def peak(self, name: str, scene: Scene) -> float:
+        """MB of a work, NaN where they are not measured."""
+        return megabytes(name, scene) if self.memory and name in WORKS and WORKS[name].peak else math.nan
+
     def row(self, work: str, base: str, scene: Scene, seconds: float, ratio: Timing, aim: str, better: str) -> Row:
-        peaks = [megabytes(name, scene) if self.memory else math.nan for name in (work, base)]
+        peaks = [self.peak(name, scene) for name in (work, base)]
         size = (scene.hidden, scene.steps, scene.batch)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Row(self.group, work, base, *size, seconds, ratio.ratio, ratio.low, ratio.high, aim, *peaks, better, now)
@@ -131,18 +135,19 @@ def one_loss(bench: _Bench) -> Iterator[Row]:
 
 
 def _rounds(size: int) -> int:
-    return 15 if size <= 32_000 else 7 if size <= 128_000 else 5
+    return 15 if size <= 32_000 else 7 if size <= 128_000 else 3
 
 
 def loss_at_every_step(bench: _Bench) -> Iterator[Row]:
     """The same with a loss at every step, and the products without which no G(τ) is formed."""
+    # The largest take a minute each for a few rounds; H=512 at B=16 would take ten.
     sizes = {
-        (32, 1000, 16): 5,
-        (64, 1000, 4): 9,
-        (64, 4000, 4): 5,
-        (128, 200, 16): 7,
-        (128, 1000, 16): 5,
-        (512, 1000, 4): 3,
+        (32, 1000, 16): 3,
+        (64, 1000, 4): 5,
+        (64, 4000, 4): 3,
+        (128, 200, 16): 5,
+        (128, 1000, 16): 3,
+        (512, 1000, 4): 2,
     }
     full = {Scene(*size, every=True): rounds for size, rounds in sizes.items()}
     checked = (Scene(64, 1000, 4, every=True), JOB_B)
@@ -153,15 +158,17 @@ def loss_at_every_step(bench: _Bench) -> Iterator[Row]:
 
 def against_copies(bench: _Bench) -> Iterator[Row]:
     """Job B: every parameter's terms by lag, a loss at every step, rival's time over ours."""
-    full = {JOB_B: 3, Scene(64, 200, 4, every=True): 3, Scene(64, 1000, 4, every=True): 1}
-    copies, batched = "copies_by_origin", ("copies_batched", "copies_vmapped")
+    full = {JOB_B: 2, Scene(64, 200, 4, every=True): 3, Scene(64, 1000, 4, every=True): 1}
     for scene, rounds in bench.take(full, (), Scene(16, 16, 4, every=True)):
-        long = scene.steps >= 1000
+        long = scene.steps >= 1000  # one round of the fastest rival: half a million steps back take it half a minute
+        rivals = ("copies_vmapped",) if long else ("copies_by_origin", "copies_batched", "copies_vmapped")
         if not long:
             check_terms(scene)
-        yield from bench.faster(scene, "terms_by_lag", batched if long else (copies, *batched), "≥ 50", rounds)
-        if not long:
-            yield from bench.faster(scene, "terms_of_all_lags", batched, "", rounds)
+        told = bench.turns(scene, ("terms_by_lag", "terms_of_all_lags", *rivals), rounds, warm=not long)
+        for ours, aim in (("terms_by_lag", "≥ 50"), ("terms_of_all_lags", "")):
+            times = compared({name: told[name] for name in (ours, *rivals)})
+            for name in rivals:
+                yield bench.row(ours, name, scene, times[ours].seconds, times[name], aim, "higher")
 
 
 def product_rate(bench: _Bench) -> Iterator[Row]:
@@ -183,7 +190,7 @@ def growth(bench: _Bench) -> Iterator[Row]:
     """The exponent of time against T, a loss at every step: by least squares through the logarithms, round by round."""
     default = Scene(64, 4000, 4, every=True)
     chrono = Scene(32, 2000, 2, every=True, chrono=100)
-    for scene, rounds in bench.take({default: 5, chrono: 3}, (default,), Scene(16, 120, 2, every=True)):
+    for scene, rounds in bench.take({default: 4, chrono: 2}, (default,), Scene(16, 120, 2, every=True)):
         lengths = [scene.steps // 2**power for power in range(4 if scene.chrono or bench.mode == QUICK else 5)][::-1]
         scenes = [replace(scene, steps=steps) for steps in lengths]
         assert all(each.traces for each in scenes)
@@ -192,10 +199,9 @@ def growth(bench: _Bench) -> Iterator[Row]:
         logs = [math.log(steps) for steps in lengths]
         slopes = [_slope(logs, [math.log(times[str(steps)][turn]) for steps in lengths]) for turn in range(rounds)]
         told = timing(times[str(lengths[-1])], slopes)
-        of = replace(bench, memory=False)
         aim, base = "" if scene.chrono else "≤ 1.15", f"T from {lengths[0]}, exponent"
-        row = of.row("chrono" if scene.chrono else "ledger", base, scene, told.seconds, told, aim, "lower")
-        yield replace(row, megabytes=megabytes("ledger", scene) if bench.memory else math.nan)
+        name = "ledger_chrono" if scene.chrono else "ledger"
+        yield bench.row(name, base, scene, told.seconds, told, aim, "lower")
 
 
 def _slope(xs: list[float], ys: list[float]) -> float:

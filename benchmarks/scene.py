@@ -74,21 +74,25 @@ class Scene:
 
 @dataclass(frozen=True)
 class Work:
-    """Something that is timed. label: its name in the table; recorded: it starts from traces, recorded before."""
+    """Something that is timed. label: its name in the table; recorded: it starts from traces, recorded before; peak:
+    whether its memory says anything."""
 
     label: str
     run: Callable[[Scene], object]
     recorded: bool
+    peak: bool
 
 
 WORKS: dict[str, Work] = {}
 
 
-def work(label: str, recorded: bool = False) -> Callable[[Callable[[Scene], object]], Callable[[Scene], object]]:
+def work(
+    label: str, recorded: bool = False, peak: bool = True
+) -> Callable[[Callable[[Scene], object]], Callable[[Scene], object]]:
     """Put a function of a scene into the register, under its own name."""
 
     def put(function: Callable[[Scene], object]) -> Callable[[Scene], object]:
-        WORKS[function.__name__] = Work(label, function, recorded)
+        WORKS[function.__name__] = Work(label, function, recorded, peak)
         return function
 
     return put

@@ -33,7 +33,6 @@ TITLES = {
     "scaling": "The price of powers of two",
     "long": "One loss after 100,000 steps: the aim is of memory",
 }
-OTHER_LABELS = {"chrono": "decomposition, chrono initialisation (max_lag 100)"}
 
 
 def results(device: str) -> Path:
@@ -118,7 +117,7 @@ def _days(rows: Sequence[Row]) -> list[str]:
 
 def label(name: str) -> str:
     """What a work is called in the table."""
-    return WORKS[name].label if name in WORKS else OTHER_LABELS.get(name, name)
+    return WORKS[name].label if name in WORKS else name
 
 
 def _cells(row: Row) -> tuple[str, ...]:
