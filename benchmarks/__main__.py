@@ -63,6 +63,10 @@ def _check(groups: list[str], device: str) -> None:
         return own
 
     found, count = regressions(groups, measure, stored)
+    if not count:
+        raise SystemExit(
+            f"got no row of {', '.join(groups)} that is soon done; expected some; do this: leave --only out"
+        )
     for row, before in found:
         print(
             f"worse: {row.group}: {label(row.work)} / {label(row.base)}, H={row.hidden} T={row.steps} B={row.batch}: "

@@ -128,6 +128,13 @@ def test_check_ends_with_exit_code(monkeypatch, tmp_path, capsys, stored):
     assert "H=32 T=100 B=16: got 1.00 (0.90–1.10), expected within 20 % of the stored 0.00" in capsys.readouterr().out
 
 
+def test_check_of_nothing_is_said(monkeypatch, tmp_path):
+    save(tmp_path / "results.json", environment("cpu"), [ROW])
+    monkeypatch.setattr("benchmarks.__main__.results", lambda _: tmp_path / "results.json")
+    with pytest.raises(SystemExit, match="got no row of long"):
+        main(["--check", "--only", "long"])
+
+
 def test_no_cuda_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="got no CUDA device; expected one; do this: make bench"):
