@@ -24,7 +24,7 @@ def check_terms(scene: Scene) -> None:
     """Every parameter's terms by lag, of all rivals; beyond the tail ours has none, and theirs must be as good as nothing."""
     told = ours.terms_by_lag(scene)
     for terms in (ours.terms_of_all_lags(scene), *(rival(scene) for rival in TERMS)):
-        flat = terms if isinstance(terms, Tensor) else torch.cat([part.flatten(1) for part in terms], dim=1)
+        flat = terms if isinstance(terms, Tensor) else torch.cat([part.flatten(1) for part in terms], dim=1).cpu()
         torch.testing.assert_close(told, flat, rtol=1e-3, atol=1e-5 * float(flat.abs().max()))
 
 
