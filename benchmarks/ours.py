@@ -39,7 +39,7 @@ def ledger(scene: Scene) -> object:
     return explain(scene.traces, **LEDGER)
 
 
-@work("decomposition, chrono initialisation", recorded=True)
+@work("decomposition, chrono_(max_lag=100)", recorded=True)
 def ledger_chrono(scene: Scene) -> object:
     return ledger(scene)
 
