@@ -150,7 +150,7 @@ def scaled_sweep(scene: Scene) -> object:
     return _swept(scene)
 
 
-@work("the same without them", recorded=True)
+@work("the same without powers of two", recorded=True)
 def unscaled_sweep(scene: Scene) -> object:
     with _without_scaling():
         return _swept(scene)

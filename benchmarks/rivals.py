@@ -85,7 +85,7 @@ def copies_by_origin(scene: Scene) -> list[Tensor]:
     return sums
 
 
-@work("the same, autograd.grad(is_grads_batched=True)")
+@work("such copies, autograd.grad(is_grads_batched=True)")
 def copies_batched(scene: Scene) -> list[Tensor]:
     copies, sums = _copies(scene), _nothing(scene)
     losses = _losses(scene, copies)
@@ -99,7 +99,7 @@ def copies_batched(scene: Scene) -> list[Tensor]:
     return sums
 
 
-@work("the same, torch.func.vmap(vjp)")
+@work("such copies, torch.func.vmap(vjp)")
 def copies_vmapped(scene: Scene) -> list[Tensor]:
     copies, sums = [[copy.detach() for copy in own] for own in _copies(scene)], _nothing(scene)
     for first in range(0, scene.steps, ABREAST):
