@@ -33,7 +33,7 @@ calibrate: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --write
 
-# A few minutes: fails where a ratio is more than 20 % worse than in the stored table.
+# Three minutes of processor time: fails where a ratio is more than 20 % worse than in the stored table.
 bench-check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,13 @@ def _row(told: dict[str, Any]) -> Row:
     return Row(**{k: math.nan if v is None and k in floats else v for k, v in told.items() if k != "met"})
 
 
-def show(rows: Iterable[Row]) -> None:
+def show(rows: Sequence[Row]) -> None:
     """Print the table to the terminal."""
     table = Table(*HEAD)
     for row in rows:
         table.add_row(*_cells(row))
-    Console(width=200).print(table)
+    if rows:
+        Console(width=200).print(table)
 
 
 def write(environment: dict[str, Any], rows: Sequence[Row]) -> None:
