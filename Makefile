@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench readme support reproduce atlas docs docs-serve clean
+.PHONY: demo demo-opus test test-slow test-real lint types calibrate bench bench-check bench-gpu readme support reproduce atlas docs docs-serve clean
 
 demo: $(VENV)/.run
 	$(BIN)/throughtime demo -o demo.html
@@ -29,8 +29,16 @@ types: $(VENV)/.dev
 calibrate: $(VENV)/.dev
 	$(BIN)/python -m calibration
 
+# About 20 minutes; the table in docs/performance.md too.
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
+
+# Three minutes of processor time: fails where a ratio is more than 20 % worse than in the stored table.
+bench-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --check
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --device cuda
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

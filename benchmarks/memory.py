@@ -1,32 +1,48 @@
-"""Peak memory of one work, in a process of its own: what it adds to what was resident before it. Linux only."""
+"""Peak memory of one work: what it adds to what was there before it.
+
+On the CPU in a process of its own, resident memory (Linux only); on CUDA what the allocator held.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
 import resource
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from benchmarks.works import Scene
+from benchmarks.scene import Scene
+from benchmarks.works import WORKS
 
-RECORDED = ("ledger", "every_k", "one_step_jacobians", "vmap_jacobians", "state_norms")  # start from traces
 
-
+@cache
 def megabytes(work: str, scene: Scene) -> float:
-    """MB that `Scene.<work>` adds at its peak."""
+    """MB that the work adds at its peak."""
+    if scene.device != "cpu":
+        return _on_cuda(work, scene)
     with tempfile.TemporaryDirectory() as folder:
         traces = Path(folder) / "traces.pt"
-        torch.save(scene.traces if work in RECORDED else [], traces)
-        arguments = [work, str(scene.hidden), str(scene.steps), str(int(scene.every)), str(traces)]
+        torch.save(scene.traces if WORKS[work].recorded else [], traces)
+        arguments = [work, json.dumps(asdict(scene)), str(traces)]
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.memory", *arguments], stdout=subprocess.PIPE, text=True, check=True
         )
     return float(done.stdout)
+
+
+def _on_cuda(work: str, scene: Scene) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    WORKS[work].run(scene)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _peak() -> int:
@@ -40,17 +56,17 @@ def _ballast() -> torch.Tensor:
     return torch.ones(max(0, _peak() - now), dtype=torch.uint8)
 
 
-def _main(work: str, hidden: str, steps: str, every: str, traces: str) -> None:
+def _main(work: str, told: str, traces: str) -> None:
     torch.set_num_threads(1)
-    scene = Scene(int(hidden), int(steps), bool(int(every)))
-    getattr(replace(scene, steps=2), work)()  # imports, buffers of libraries
+    scene = Scene(**json.loads(told))
+    WORKS[work].run(replace(scene, steps=2))  # imports, buffers of libraries
     scene.__dict__["traces"] = torch.load(traces, weights_only=False)  # written by `megabytes` just now
     assert scene.layer is not None
     assert len(scene.x) == scene.steps
     gc.collect()
     ballast = _ballast()
     before = _peak()
-    getattr(scene, work)()
+    WORKS[work].run(scene)
     print((_peak() - before) / 2**20)
     del ballast
 

@@ -128,7 +128,7 @@ class Ledger(Reducer):
 
     def _keep(self, terms: list[Tensor], lags: Tensor) -> None:
         kept = self.tensor("terms")
-        kept[lags] += torch.cat([term.transpose(0, 1).flatten(1) for term in terms], dim=1)
+        kept[lags] += torch.cat([term.transpose(0, 1).flatten(1) for term in terms], dim=1).cpu()
 
     def tail(self, block: Block) -> None:
         inner = self.tensor("tail_inner")
