@@ -133,7 +133,9 @@ def test_what_lies_beyond_the_border_is_one_tail(key, told):
     traces = batches(key)
     wanted = explain([joined(traces)], tolerance=0, max_lag=told - 1).layers["rnn"]
     assert wanted.tail is not None
-    same(streamed(traces, told=told), wanted)
+    autograd = any(not REGISTRY[key].blocks(name) for name in traces[0].weights.tensors())
+    # What autograd gives a parameter at a step is one row of the bound, whatever the batch.
+    same(streamed(traces, told=told), wanted, but=(".tail.bound",) if autograd else ())
 
 
 def test_the_border_is_where_the_first_tail_begins():

@@ -166,7 +166,7 @@ def of_terms(
         norms=Scaled(_wide(of_rows.mantissa, steps, 0.0), _wide(of_rows.exponent, steps, EMPTY)),
         tail_share=float((reference @ rest) / whole) if whole else float("nan"),
         tail_norm=rest_norm,
-        tail_bound=tail_sizes / float(np.sqrt(whole)) if whole else 0.0 if tail_sizes == 0 else float("inf"),
+        tail_bound=tail_sizes / float(whole) ** 0.5 if whole else 0.0 if tail_sizes == 0 else float("inf"),
         external=None if outside is None else float(reference @ _whole(*outside) / whole) if whole else float("nan"),
         external_by_lag=None if outside is None else _outside_by_lag(*outside, reference, steps),
     )

@@ -82,7 +82,8 @@ class Tail:
 
     tolerance: the fraction of the largest adjoint under which all had fallen there; None where `max_lag` set the limit.
     bound: what the terms of the tail add up to in norm where none cancels another, in units of ‖G‖: no share and no bias
-    beyond could be off by more, but for origins that meet at a step and cancel there.
+    beyond could be off by more, but for origins that meet at a step and cancel there. A parameter whose terms come from
+    autograd counts with what its batch gives at a step.
     """
 
     first_lag: int

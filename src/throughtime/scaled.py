@@ -116,7 +116,7 @@ def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
 DEAD = -(2**20)  # the exponent of a row that is zero
 NEAR, RANGE = 2.0**12, 2.0**24  # a run starts with its rows within the first and ends where one has left the second
 ALIKE = 10  # rows whose exponents differ by less share one, so that they can be added up as they are
-LONGEST = 12  # steps between two looks at the rows
+LONGEST = 24  # steps between two looks at the rows
 
 
 def rescale(

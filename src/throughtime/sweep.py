@@ -137,7 +137,7 @@ def _lanes(lin: Linearization) -> list[_Lane]:
     for sequences in _slices(batch, abreast):
         part, own = lin.part(sequences), rows[:, sequences]
         there = (own != 0).flatten(1).any(1).nonzero().flatten()  # nothing enters at the padding of short sequences
-        for of in there.split(most):
+        for of in there.split(most) if len(there) else ():
             lanes.append(_Lane(part, sequences, origins[of.cpu()], own[of], exponent[of, sequences]))
     return lanes
 

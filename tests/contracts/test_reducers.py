@@ -208,9 +208,11 @@ def test_halves_with_a_tail_make_the_whole(kind, pattern, max_lag):
 
 
 @every_reducer
-def test_long_sequences_and_small_blocks(kind, monkeypatch):
-    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", 64)
-    check_merge(kind, trace_of("gru", "last", steps=40), HALVES, tolerance=0)
+@pytest.mark.parametrize("pattern", ["last", "ragged"])
+@pytest.mark.parametrize("entries", [16, 64])
+def test_long_sequences_and_small_blocks(kind, pattern, entries, monkeypatch):
+    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", entries)
+    check_merge(kind, trace_of("gru", pattern, steps=40), HALVES, tolerance=0)
 
 
 @every_reducer
