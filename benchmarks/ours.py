@@ -16,6 +16,7 @@ from throughtime.jacobians import jacobians, log10_state_norms
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
 from throughtime.reducers.ledger import Ledger
+from throughtime.reducers.shares import Shares
 from throughtime.reducers.signal_to_noise import SignalToNoise
 from throughtime.sweep import Consumer, sweep
 
@@ -67,7 +68,7 @@ def _swept(scene: Scene, *kinds: str, tolerance: float = 1e-12) -> list[Consumer
     given = scene.traces[0].weight_gradients
     make = {
         "adjoints": lambda: Adjoints(lin),
-        "horizon": lambda: Ledger(lin, given, "horizon", LEVELS),
+        "shares": lambda: Shares(lin, given),
         "every K": lambda: Ledger(lin, given, "all", LEVELS),
         "terms": lambda: Ledger(lin, given, keep_terms=True),
         "noise": lambda: SignalToNoise(lin),
@@ -87,9 +88,9 @@ def adjoint_norms(scene: Scene) -> object:
     return _swept(scene, "adjoints")
 
 
-@work("sweep + shares, norms, horizon (the least that the ledger can be asked for)", recorded=True)
+@work("sweep + shares", recorded=True)
 def shares(scene: Scene) -> object:
-    return _swept(scene, "horizon")
+    return _swept(scene, "shares")
 
 
 @work("sweep + shares, norms, bias at every K", recorded=True)
@@ -99,7 +100,7 @@ def norm_and_bias(scene: Scene) -> object:
 
 @work("sweep + shares, norms, bias at every K, signal-to-noise", recorded=True)
 def signal_to_noise(scene: Scene) -> object:
-    return _swept(scene, "every K", "noise")
+    return _swept(scene, "noise", "every K")
 
 
 @work("sweep + shares, norms, bias at every K, tolerance 0", recorded=True)

@@ -52,7 +52,7 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
         lin = Linearization(trace, asked.derivative)
         used, terms = reducers(lin, asked), LagTerms(lin, told)
-        sweep(lin, [terms, *used.all], 0, told - 1)
+        sweep(lin, [*used.all, terms], 0, told - 1)
         sums = collect(lin, used, asked, told, by_hand, batch, copies)
         if trace.external is not None:
             round_outside = LagTerms(outside(lin), told)

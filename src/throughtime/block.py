@@ -37,6 +37,9 @@ class Block:
     sequences: slice = field(default_factory=lambda: EVERYONE)
     last: bool = True
     complete: bool = True
+    terms: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # G(τ) of its rows, where a reducer has made them: see `Blocks`
 
     @property
     def rows(self) -> int:

@@ -17,6 +17,7 @@ from throughtime.finish import finish
 from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.ledger import Ledger
+from throughtime.reducers.shares import Shares
 from throughtime.series import Series
 from throughtime.sweep import stream, sweep
 from throughtime.total import COST, cost, total_of
@@ -153,7 +154,7 @@ def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int
     lin = Linearization(trace, asked.derivative)
     whole = reference(lin)
     ledger, used = Ledger(lin, whole, asked.bias, LEVELS), reducers(lin, asked)
-    first = sweep(lin, [ledger, *used.all], asked.tolerance, asked.max_lag, progress)
+    first = sweep(lin, [*used.all, ledger], asked.tolerance, asked.max_lag, progress)
     by_hand = first is not None and first - 1 == asked.max_lag
     sums = collect(lin, used, asked, first or trace.steps, by_hand, copies=copies)
     return finish(sums, of_ledger(ledger, trace.weight_gradients, first, *_external(lin, whole, asked)), asked, first)
@@ -191,7 +192,7 @@ def _external(
     made = _terms(lin, lin.trace.external)
     inner = sum(float((made[name].double() * whole.double()).sum()) for name, whole in reference.items())
     size = sum(float(whole.double().square().sum()) for whole in reference.values())
-    shares = Ledger(outside(lin), reference, bias="horizon", levels=())
+    shares = Shares(outside(lin), reference)
     sweep(shares.linearization, [shares], asked.tolerance, asked.max_lag)
     return (inner / size if size else float("nan")), shares.share()
 

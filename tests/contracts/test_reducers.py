@@ -21,6 +21,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.initial_state import InitialState
 from throughtime.reducers.ledger import Ledger
 from throughtime.reducers.reducer import Reducer
+from throughtime.reducers.shares import Shares
 from throughtime.reducers.signal_to_noise import SignalToNoise
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
@@ -109,7 +110,7 @@ def swept(kind: type[Reducer], trace: Trace, whole: Trace, **options: Any) -> li
     """The reducer, and a ledger beside it, after the sweep of a part."""
     lin = Linearization(trace)
     ledger = Ledger(lin, whole.weight_gradients, keep_terms=True)
-    own = ledger if kind is Ledger else kind(lin)
+    own = ledger if kind is Ledger else kind(lin, whole.weight_gradients) if kind is Shares else kind(lin)
     sweep(lin, [ledger] if own is ledger else [own, ledger], **options)
     return [own, ledger]
 
@@ -180,7 +181,7 @@ HALVES = [slice(0, 2), slice(2, 5)]
 
 
 def test_reducers_are_found():
-    assert {"Adjoints", "Hops", "InitialState", "Ledger", "OriginSteps", "Paths", "SignalToNoise"} <= {
+    assert {"Adjoints", "Hops", "InitialState", "Ledger", "OriginSteps", "Paths", "Shares", "SignalToNoise"} <= {
         each.__name__ for each in reducers()
     }
 

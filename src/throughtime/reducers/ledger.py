@@ -1,13 +1,14 @@
 """The ledger: each parameter's gradient as a sum over lags, closed against what autograd gave.
 
-Shares and norms are sums over rows (reducers/products.py); the residual and the bias are what is left of G when the terms are
-taken away (reducers/remainder.py).
+Shares (reducers/shares.py) and norms are sums over rows (reducers/products.py); the residual and the bias are what is left of
+G when the terms are taken away (reducers/remainder.py).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.flow import Terms
-from throughtime.linearize import Linearization, Window
-from throughtime.reducers.products import add_terms, entries, grouped, outer, sizes_of_rows, term_squares
-from throughtime.reducers.reducer import Reducer
+from throughtime.linearize import Linearization
+from throughtime.reducers.products import add_terms, outer, sizes_of_rows, term_squares
 from throughtime.reducers.remainder import Remainder, norm
+from throughtime.reducers.shares import Shares, over
 from throughtime.scaled import EMPTY, Scaled, power_of_two
 
 
-class Ledger(Reducer):
+class Ledger(Shares):
     """Shares, norms, residual, truncation bias. Merging needs `keep_terms`, since a norm of a sum is no sum of norms.
 
     reference: G by parameter. bias: "all" (every K), or "horizon" (where it could cross one of `levels`; the rest NaN).
@@ -37,24 +38,12 @@ class Ledger(Reducer):
         levels: tuple[float, ...] = (0.1, 0.01, 0.001),
         keep_terms: bool = False,
     ) -> None:
-        super().__init__(linearization)
-        trace = linearization.trace
-        self.rows = entries(linearization)
-        self.reference, self.keep_terms = dict(reference), keep_terms
-        self.groups = grouped(linearization)
-        self.blocks = [group.of(reference[group.parameter]) for group in self.groups]
-        # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
-        # a gradient of 1e-30 leave float32.
-        self.unit = _exponent(self.blocks)
-        self.blocks = [block * 2.0**-self.unit for block in self.blocks]
-        self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
-        self.rest = Remainder(self.blocks, self.squares, trace.steps, bias == "all", levels, exact=keep_terms)
-        self.cached: tuple[Window, list[Tensor | None]] | None = None
-        count = len(self.rows)
-        self.sums = {
-            "inner": torch.zeros(count, trace.steps, dtype=torch.float64),
-            "norms": Scaled.zeros(count, trace.steps),
-            "tail_inner": torch.zeros(count, dtype=torch.float64),
+        super().__init__(linearization, reference)
+        steps = linearization.trace.steps
+        self.keep_terms = keep_terms
+        self.rest = Remainder(self.blocks, self.squares, steps, bias == "all", levels, exact=keep_terms)
+        self.sums |= {
+            "norms": Scaled.zeros(len(self.rows), steps),
             "tail_sizes": torch.zeros((), dtype=torch.float64),
         }
         self.open: list[Tensor] | None = None  # G(τ) of a lag whose rows are not all in
@@ -62,27 +51,7 @@ class Ledger(Reducer):
         self.few = max(height * width // (height + width) + 1 for height, width in widths)
         self.tails: list[Tensor] | None = None
         if keep_terms:
-            self.sums["terms"] = torch.zeros(trace.steps, self.rest.weights, dtype=self.blocks[0].dtype)
-
-    def _inner(self, block: Block) -> Tensor:
-        """⟨G(τ), G⟩ of each row (rows, L), in units of 2^common."""
-        projections = self.cached[1] if self.cached and self.cached[0] is block.window else None
-        if projections is None:
-            ops = block.window.operands
-            projections = [
-                ops[group.operand].flatten(0, 1) @ g.mT if group.operand in ops and not group.elementwise else None
-                for group, g in zip(self.groups, self.blocks, strict=True)
-            ]
-            self.cached = block.window, projections
-        steps, out = block.window.last - block.window.first, []
-        for group, g, projected in zip(self.groups, self.blocks, projections, strict=True):
-            if projected is not None:
-                taken = block.take(projected.unflatten(1, (steps, -1)), axis=1).flatten(2, 3)
-                out.append((group.factors(block)[0] * taken).sum((2, 3)))
-            else:
-                own = block.sums[group.bank][group.places] if group.operand == "1" else group.factors(block)[0].sum(2)
-                out.append((own @ g).squeeze(-1))
-        return torch.cat(out).double()
+            self.sums["terms"] = torch.zeros(steps, self.rest.weights, dtype=self.blocks[0].dtype)
 
     def _factors(self, block: Block) -> tuple[list[Tensor], list[Tensor | None]]:
         """`Blocks.factors` of each group, p in units of 2^unit."""
@@ -96,10 +65,9 @@ class Ledger(Reducer):
             self._update_formed(block)
             return
         lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit)
-        norms, inner = self.scaled("norms"), self.tensor("inner")
         squares = term_squares(block, self.groups)
-        norms.add_at(lags, squares, 2 * block.common)
-        inner[:, lags] += (self._inner(block) * scale).cpu()
+        self.norms.add_at(lags, squares, 2 * block.common)
+        self._tell(lags, self._inner(block) * scale)
         sizes = (squares.double().sqrt() * scale).cpu()
         if self.rest.nothing(lags, sizes):
             return
@@ -117,11 +85,10 @@ class Ledger(Reducer):
             return
         assert block.lags is not None
         lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit, made[0].dtype)
-        norms, inner = self.scaled("norms"), self.tensor("inner")
-        norms.add_at(lags, torch.cat([term.square().sum((2, 3)) for term in made]), 2 * block.common)
+        self.norms.add_at(lags, torch.cat([term.square().sum((2, 3)) for term in made]), 2 * block.common)
         terms = [term * scale[:, None, None] for term in made]
         products = [(term * g[:, None]).sum((2, 3)) for term, g in zip(terms, self.blocks, strict=True)]
-        inner[:, lags] += torch.cat(products).double().cpu()
+        self._tell(lags, torch.cat(products))
         if self.keep_terms:
             self._keep(terms, lags)
         self.rest.take_away_formed(terms, lags)
@@ -131,8 +98,7 @@ class Ledger(Reducer):
         kept[lags] += torch.cat([term.transpose(0, 1).flatten(1) for term in terms], dim=1).cpu()
 
     def tail(self, block: Block) -> None:
-        inner = self.tensor("tail_inner")
-        inner += (self._inner(block) * power_of_two(block.common - self.unit)).sum(1).cpu()
+        super().tail(block)
         if self.tails is None:
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         ps, xs = self._factors(block)
@@ -142,7 +108,7 @@ class Ledger(Reducer):
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
 
-    def join(self, one: Ledger, other: Ledger) -> None:
+    def join(self, one: Any, other: Any) -> None:
         if not (one.keep_terms and other.keep_terms):
             raise TypeError("merging ledgers: got one made without its terms; expected keep_terms=True on both")
         self.rest = copy.copy(one.rest)
@@ -151,7 +117,7 @@ class Ledger(Reducer):
             self.tails = [a + b for a, b in zip(one.tails, other.tails, strict=True)]
         else:
             self.tails = one.tails or other.tails
-        told = one._told() & other._told()
+        told = one.told() & other.told()
         terms = self.tensor("terms")
         sizes = [gate.numel() for block in one.blocks for gate in block]
         squares = [part.double().square().sum(1) for part in terms.split(sizes, dim=1)]
@@ -162,7 +128,7 @@ class Ledger(Reducer):
         bias = left.double().norm(dim=1) / one.squares.sum().sqrt()
         self.rest.low = self.rest.high = torch.where(told, bias, torch.nan)
 
-    def _told(self) -> Tensor:
+    def told(self) -> Tensor:
         """(T,) bool: lags that no tail has swallowed."""
         known = self.rest.known()
         return known if self.tails is not None else torch.ones_like(known)
@@ -180,11 +146,6 @@ class Ledger(Reducer):
         for group, block, left in zip(self.groups, self.blocks, self.rest.left, strict=True):
             group.put((block - left) * 2.0**self.unit, sums[group.parameter])
         return sums
-
-    def share(self) -> np.ndarray:
-        """(T,) share of the whole layer; NaN in the tail."""
-        inner = self.tensor("inner")
-        return np.where(self._told().numpy(), _over(inner.sum(0), self.squares.sum()), np.nan)
 
     def bias(self) -> np.ndarray:
         """(T,) truncation bias by K; NaN where it was not told exactly."""
@@ -210,11 +171,6 @@ class Ledger(Reducer):
         if self.tails is not None:
             sizes[-1] += self.tail_norm
         return sizes
-
-    @property
-    def tail_share(self) -> float:
-        inner = self.tensor("tail_inner")
-        return float(_over(inner.sum(0), self.squares.sum()))
 
     @property
     def tail_bound(self) -> float:
@@ -249,7 +205,7 @@ class Ledger(Reducer):
                 blocks[row.index] = Terms(
                     name=names.get(parameter, parameter),
                     gate=row.gate.rpartition(".")[2],  # of a stack's cell without the layer's name
-                    share=_cut(_over(inner[place], self.squares[place]), tail_from),
+                    share=_cut(over(inner[place], self.squares[place]), tail_from),
                     log10_norm=_cut(0.5 * self.norms.rows([place]).log10()[0], tail_from),
                     residual=residuals[-1],
                 )
@@ -265,7 +221,7 @@ class Ledger(Reducer):
             parameters[names.get(parameter, parameter)] = Terms(
                 name=names.get(parameter, parameter),
                 gate=None,
-                share=_cut(_over(inner[at].sum(0), self.squares[at].sum()), tail_from),
+                share=_cut(over(inner[at].sum(0), self.squares[at].sum()), tail_from),
                 log10_norm=_cut(0.5 * sizes.log10(), tail_from),
                 residual=residual,
                 gates={block.gate: block for _, block in sorted(blocks.items())},
@@ -274,22 +230,11 @@ class Ledger(Reducer):
         return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
 
 
-def _exponent(blocks: list[Tensor]) -> int:
-    """Of the power of two next to the largest entry; 0 where there is none."""
-    peak = torch.stack([block.abs().amax() for block in blocks]).amax()
-    return int(torch.frexp(peak).exponent.clamp(-120, 120)) if peak > 0 and torch.isfinite(peak) else 0
-
-
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
     values = values.copy()
     if tail_from is not None:
         values[tail_from:] = np.nan
     return values
-
-
-def _over(value: Tensor, unit: Tensor) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(value.numpy() / unit.numpy())
 
 
 def _ratio(value: float, unit: float) -> float:

@@ -73,6 +73,11 @@ class Blocks:
     places: list[int]
     indices: list[int]
 
+    @property
+    def key(self) -> str:
+        """Under which a block keeps their terms."""
+        return f"{self.parameter} {self.operand} {self.bank} {self.places}"
+
     def of(self, parameter: Tensor) -> Tensor:
         """These blocks of a parameter: (K, H, width); width 1 where there is no operand to multiply with."""
         if self.operand == AUTOGRAD:
@@ -120,8 +125,13 @@ def operand(block: Block, name: str) -> Tensor | None:
 
 
 def add_terms(group: Blocks, block: Block, total: Tensor | None) -> Tensor:
-    """G(τ) of the block's rows (K, L, H, width), in units of 2^common, added to a total in place; None is nothing yet."""
-    if group.operand == "1":
+    """G(τ) of the block's rows (K, L, H, width), in units of 2^common, added to a total in place; None is nothing yet.
+
+    Terms that the block keeps are not made again.
+    """
+    if group.key in block.terms:
+        made = block.terms[group.key]
+    elif group.operand == "1":
         made = block.sums[group.bank][group.places].unsqueeze(-1)
     else:
         p, x = group.factors(block)

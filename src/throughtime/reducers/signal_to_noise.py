@@ -64,7 +64,7 @@ def sequence_terms(block: Block, groups: list[Blocks]) -> list[Tensor]:
 
 
 def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
-    """Σ_b ‖G_b(τ)‖² over all ledger rows, (L,), in units of 4^common."""
+    """Σ_b ‖G_b(τ)‖² over all ledger rows, (L,), in units of 4^common. Where it makes the terms, the block keeps their sum."""
     lags, count, batch = block.adjoint.shape[:3]
     total = torch.zeros(lags, dtype=torch.float64)
     for group in groups:
@@ -79,7 +79,9 @@ def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
         elif x is not None and count <= (p.shape[4] * x.shape[3]) // (p.shape[4] + x.shape[3]):
             squares = ((p @ p.mT) * (x @ x.mT)).sum((3, 4))
         else:
-            squares = outer(p, x).square().sum((3, 4))
+            each = outer(p, x)
+            squares = each.square().sum((3, 4))
+            block.terms[group.key] = each.sum(2)
         total += squares.sum((0, 2)).double().cpu()
     if any(group.operand == AUTOGRAD for group in groups):
         for sequence in range(batch):
