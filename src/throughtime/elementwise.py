@@ -1,8 +1,8 @@
 """What a tensor is multiplied by, number by number, on its way through the user's operations: read from autograd's graph.
 
 Masks, resets, dropout, sums, `torch.where`, `lerp`: operations whose derivative is one factor for each number. A state that
-goes from step to step through these alone is followed through them; anything else (a matrix product, a normalisation) ends
-the way.
+goes from step to step through these alone is followed through them, and out of a tensor in which the states of several layers
+were laid side by side (`torch.stack`, `torch.cat`); anything else (a matrix product, a normalisation) ends the way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,20 @@ SAME_ORDER = {  # operations that leave every entry where it is, in a flattened 
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("ToCopyBackward0", "SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "ViewBackward"),
 }
+TAKING = {"SelectBackward0", "UnbindBackward0", "SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0"}
 MIXING = {  # operations in which a new and an old state can meet
-    *(torch.add, torch.where, torch.lerp, Tensor.add, Tensor.add_, Tensor.where, Tensor.lerp, Tensor.lerp_),
+    *(
+        torch.add,
+        torch.sub,
+        torch.subtract,
+        torch.where,
+        torch.lerp,
+        torch.addcmul,
+        Tensor.add,
+        Tensor.add_,
+        Tensor.sub,
+    ),
+    *(Tensor.sub_, Tensor.where, Tensor.lerp, Tensor.lerp_, Tensor.addcmul, Tensor.addcmul_),
 }
 FARTHEST = 64  # operations that are looked through, one after another
 
@@ -39,6 +51,13 @@ def _chosen(node: Any, place: int) -> Tensor:
 
 def _mixed(node: Any, place: int) -> Tensor | float | None:
     return (1 - node._saved_weight, node._saved_weight, None)[place]
+
+
+def _added_product(node: Any, place: int) -> Tensor | float | None:
+    if place == 0:
+        return 1.0
+    other = node._saved_tensor2 if place == 1 else node._saved_tensor1
+    return None if other is None else node._saved_value * other
 
 
 def _overwritten(node: Any, place: int) -> Tensor | None:
@@ -56,12 +75,66 @@ _DERIVATIVES: Mapping[str, Callable[[Any, int], Tensor | float | None]] = {
     "IndexPutBackward0": _overwritten,
     "LerpBackward0": _mixed,
     "LerpBackward1": _mixed,
+    "AddcmulBackward0": _added_product,
     "AddBackward0": lambda node, place: node._saved_alpha if place else 1.0,
     "SubBackward0": lambda node, place: -node._saved_alpha if place else 1.0,
     "NegBackward0": lambda node, place: -1.0,
     "RsubBackward1": lambda node, place: -node._saved_alpha,
 }
 """Operation → (node, place among its inputs) to the derivative by that input; None where it is not one number by number."""
+
+
+def taken_out(edge: Edge) -> Edge | None:
+    """The tensor that is taken out whole again (`torch.unbind`, an index, a slice) of those that were laid side by side just
+    before (`torch.stack`, `torch.cat`); None where the edge is not of such an operation."""
+    taking: Any = edge[0]
+    if taking is None or taking.name() not in TAKING:
+        return None
+    laid: Any = taking.next_functions[0][0]
+    if laid is None or laid.name() not in ("StackBackward0", "CatBackward0"):
+        return None
+    shape = laid._input_metadata[0].shape
+    dim = _wrapped(taking._saved_dim, len(shape))
+    if dim != _wrapped(laid._saved_dim, len(shape)):
+        return None
+    whole, place = shape[dim], edge[1]
+    match taking.name():
+        case "SelectBackward0":
+            first = _wrapped(taking._saved_index, whole)
+            last = first + 1
+        case "UnbindBackward0":
+            first, last = place, place + 1
+        case "SplitBackward0":
+            first, last = place * taking._saved_split_size, (place + 1) * taking._saved_split_size
+        case "SplitWithSizesBackward0":
+            first = sum(taking._saved_split_sizes[:place])
+            last = first + taking._saved_split_sizes[place]
+        case _ if taking._saved_step != 1:
+            return None
+        case _:
+            first, last = _wrapped(taking._saved_start, whole), taking._saved_end
+    parts = laid.next_functions
+    if laid.name() == "StackBackward0":
+        return parts[first] if taking.name() in ("SelectBackward0", "UnbindBackward0") else None
+    if taking.name() in ("SelectBackward0", "UnbindBackward0"):
+        return None
+    sizes = [None if node is None else node._input_metadata[number].shape[dim] for node, number in parts]
+    begin = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if size is None:  # without a gradient: its size is known where all others are
+            if sizes.count(None) > 1:
+                return None
+            size = whole - sum(each for each in sizes if each is not None)
+        if (first, min(_wrapped(last, whole), whole)) == (begin, begin + size):
+            return part
+        begin += size
+    return None
+
+
+def _wrapped(index: int, count: int) -> int:
+    """From the front; autograd keeps a negative one as an unsigned number."""
+    index = index - 2**64 if index >= 2**63 else index
+    return index + count if index < 0 else index
 
 
 def times(one: Factor, other: Factor) -> Factor:
@@ -109,6 +182,11 @@ class Reader:
         chain: list[tuple[Edge, Factor]] = [(edge, None)]
         while edge not in self.stops and len(chain) < FARTHEST:
             node = edge[0]
+            inside = self._inside(edge)
+            if inside is not None:
+                chain.append((inside, None))
+                edge = inside
+                continue
             inputs = [] if node is None else list(enumerate(node.next_functions))
             live = [each for each in inputs if self.arrivals(each[1])] if self.stops else inputs
             live = [each for each in live if each[1][0] is not None]
@@ -122,10 +200,22 @@ class Reader:
             edge = following
         return chain
 
+    def _inside(self, edge: Edge) -> Edge | None:
+        """See `taken_out`; not where the tensor with all of them is a stop or a wall itself."""
+        inside = taken_out(edge)
+        if inside is None or edge in self.walls:
+            return None
+        assert edge[0] is not None
+        laid = edge[0].next_functions[0]
+        return None if laid in self.stops or laid in self.walls else inside
+
     def _through(self, edge: Edge, depth: int) -> dict[Edge, Factor]:
         node = edge[0]
         if node is None:
             return {}
+        inside = self._inside(edge)
+        if inside is not None and depth:
+            return self.arrivals(inside, depth - 1)
         name = node.name()
         astray = self.walls.get(edge, self.own) != self.own
         if depth == 0 or astray or (name not in SAME_ORDER and name not in _DERIVATIVES):

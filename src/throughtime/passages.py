@@ -18,7 +18,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from throughtime.calls import Call, Form
-from throughtime.elementwise import Edge
+from throughtime.elementwise import Edge, taken_out
 from throughtime.hooks import edge_of
 from throughtime.runs import NOTHING, Run, besides, input_gradient, run_of
 from throughtime.scaled import power_of_two
@@ -137,10 +137,12 @@ class Passages:
         targets = {edge: (each.call, place) for each in made for place, edge in enumerate(each.results)}
         found: list[Passage] = []
         why = ""
+        layers = [each.call.layer for each in made]
+        repeated = len(set(layers)) < len(layers) or any(each.call.form.single for each in made)
         for each in made:
             nodes, reached, problem = _between(each.x, targets, self._weights)
-            layers = {targets[edge][0].layer for edge in reached}
-            others = layers - {each.call.layer}
+            below = {targets[edge][0].layer for edge in reached}
+            others = below - {each.call.layer}
             given = any(self._from_others(state, each.call, targets) for state in each.states)
             if not (others or given or problem):
                 continue
@@ -154,7 +156,9 @@ class Passages:
                 why = (
                     why or f"the states given to '{each.call.layer}' come from another layer: they have no common time"
                 )
-            elif each.call.layer in layers:
+            elif repeated:
+                why = why or "a layer was called more than once in the step"
+            elif each.call.layer in below:
                 why = why or f"'{each.call.layer}' is called again on what it gave"
             elif problem:
                 why = why or f"{problem} lies {named}"
@@ -162,16 +166,13 @@ class Passages:
                 why = why or (
                     f"the graph {named} is freed by a backward pass: run loss.backward(retain_graph=True) in the block"
                 )
-        layers = [each.call.layer for each in made]
-        if found and (len(set(layers)) < len(layers) or any(each.call.form.single for each in made)):
-            why = why or "a layer was called more than once in the step"
         self.clear()
         self.lost = why
         if not why:
             self.between.update({id(passage.call): passage for passage in found})
 
     def _from_others(self, state: Edge, call: Call, targets: dict[Edge, tuple[Call, int]]) -> bool:
-        _, reached, _ = _between(state, targets, self._weights)
+        _, reached, _ = _between(taken_out(state) or state, targets, self._weights)
         return any(targets[edge][0].layer != call.layer for edge in reached)
 
     def fail(self) -> str:
