@@ -300,6 +300,15 @@ class Flow:
         values = [layer.residual for layer in self.layers.values()]
         return float(np.nanmax(values)) if not np.all(np.isnan(values)) else float("nan")
 
+    def whole_of(self, name: str) -> str | None:
+        """The layer that tells the total lag of the whole of which this one is a part (a stack, modules in series), or None."""
+        layer = self.layers[name]
+        for whole in self.layers.values():
+            modules = whole.convention.get("modules", name).split(", ")
+            if name not in (whole.name, whole.opposite) and (layer.module == whole.name or layer.module in modules):
+                return whole.name
+        return None
+
     def diagnose(self, needed_lag: int | None = None, history: Any = None) -> Report:
         """Judge this flow by the rules. See `throughtime.diagnose`."""
         from throughtime.diagnosis.diagnose import judge
