@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -245,13 +246,25 @@ class Through:
                 sums.setdefault(key, []).append(value)
         for (call, place), rows in sums.items():
             if place == 0:
-                yield call, Sent(self.places[call], torch.stack(rows, dim=1))
+                yield call, Sent(self.places[call], torch.stack(rows, dim=1), moved=self.moves)
                 continue
             directions = self.forms[call].directions
             states = torch.stack(rows, dim=1)  # (N, S, B, width), the lowest layer first
             for number, value in enumerate(states):
                 highest = self.places[call] + self.forms[call].layers - 1
-                yield call, Sent(highest - number // directions, value, number % directions, place - 1)
+                yield call, Sent(highest - number // directions, value, number % directions, place - 1, moved=True)
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether a gradient goes to other steps on the way: tried with those of single steps."""
+        like = time_first(self.passage.call.x, self.form)
+        for step in {0, len(like) // 2, len(like) - 1}:
+            row = torch.zeros_like(like, dtype=torch.float64)
+            row[step] = torch.randn(row.shape[1:], generator=torch.Generator().manual_seed(0)).to(row)
+            for (_, place), sent in self._row(row).items():
+                if place == 0 and (sent[:step].any() or sent[step + 1 :].any()):
+                    return True
+        return False
 
     def _row(self, row: Tensor) -> dict[tuple[int, int], Tensor]:
         """One origin: (T, B, D) at the input, to (T, B, W) at outputs and (N, B, width) at last states, float64."""
