@@ -7,7 +7,7 @@ were laid side by side (`torch.stack`, `torch.cat`); anything else (a matrix pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,14 +84,23 @@ _DERIVATIVES: Mapping[str, Callable[[Any, int], Tensor | float | None]] = {
 """Operation → (node, place among its inputs) to the derivative by that input; None where it is not one number by number."""
 
 
-def taken_out(edge: Edge) -> Edge | None:
+def taken_out(edge: Edge, *barred: Container[Edge]) -> tuple[Edge, Factor] | None:
     """The tensor that is taken out whole again (`torch.unbind`, an index, a slice) of those that were laid side by side just
-    before (`torch.stack`, `torch.cat`); None where the edge is not of such an operation."""
+    before (`torch.stack`, `torch.cat`), and what it was multiplied by between (a mask on all of them); None where the edge is
+    not of such an operation, or one of `barred` lies on the way."""
     taking: Any = edge[0]
     if taking is None or taking.name() not in TAKING:
         return None
-    laid: Any = taking.next_functions[0][0]
-    if laid is None or laid.name() not in ("StackBackward0", "CatBackward0"):
+    together: Any = taking.next_functions[0]
+    factor: Factor = None
+    while together[0] is not None and together[0].name() in _DERIVATIVES and not _in(together, barred):
+        passed = _only_way(together[0])
+        if passed is None:
+            return None
+        together, by = passed
+        factor = times(factor, by)
+    laid: Any = together[0]
+    if laid is None or laid.name() not in ("StackBackward0", "CatBackward0") or _in(together, barred):
         return None
     shape = laid._input_metadata[0].shape
     dim = _wrapped(taking._saved_dim, len(shape))
@@ -115,7 +124,8 @@ def taken_out(edge: Edge) -> Edge | None:
             first, last = _wrapped(taking._saved_start, whole), taking._saved_end
     parts = laid.next_functions
     if laid.name() == "StackBackward0":
-        return parts[first] if taking.name() in ("SelectBackward0", "UnbindBackward0") else None
+        by = None if factor is None else factor.select(dim, first)
+        return (parts[first], by) if taking.name() in ("SelectBackward0", "UnbindBackward0") else None
     if taking.name() in ("SelectBackward0", "UnbindBackward0"):
         return None
     sizes = [None if node is None else node._input_metadata[number].shape[dim] for node, number in parts]
@@ -126,9 +136,29 @@ def taken_out(edge: Edge) -> Edge | None:
                 return None
             size = whole - sum(each for each in sizes if each is not None)
         if (first, min(_wrapped(last, whole), whole)) == (begin, begin + size):
-            return part
+            return part, None if factor is None else factor.narrow(dim, begin, size)
         begin += size
     return None
+
+
+def _in(edge: Edge, places: Iterable[Container[Edge]]) -> bool:
+    return any(edge in each for each in places)
+
+
+def _only_way(node: Any) -> tuple[Edge, Factor] | None:
+    """The only differentiable input of an operation, of the same shape, and what it is multiplied by; None of others."""
+    live = [(place, edge) for place, edge in enumerate(node.next_functions) if edge[0] is not None]
+    shape = node._input_metadata[0].shape
+    if len(live) != 1 or live[0][1][0]._input_metadata[live[0][1][1]].shape != shape:
+        return None
+    place, edge = live[0]
+    try:
+        by = _DERIVATIVES[node.name()](node, place)
+    except RuntimeError:  # written to since
+        return None
+    if by is None:
+        return None
+    return edge, by.detach().expand(shape) if isinstance(by, Tensor) else torch.full(shape, float(by))
 
 
 def _wrapped(index: int, count: int) -> int:
@@ -184,8 +214,8 @@ class Reader:
             node = edge[0]
             inside = self._inside(edge)
             if inside is not None:
-                chain.append((inside, None))
-                edge = inside
+                edge, by = inside
+                chain = [(above, times(factor, by)) for above, factor in chain] + [(edge, None)]
                 continue
             inputs = [] if node is None else list(enumerate(node.next_functions))
             live = [each for each in inputs if self.arrivals(each[1])] if self.stops else inputs
@@ -200,14 +230,12 @@ class Reader:
             edge = following
         return chain
 
-    def _inside(self, edge: Edge) -> Edge | None:
+    def _inside(self, edge: Edge) -> tuple[Edge, Factor] | None:
         """See `taken_out`; not where the tensor with all of them is a stop or a wall itself."""
-        inside = taken_out(edge)
-        if inside is None or edge in self.walls:
-            return None
-        assert edge[0] is not None
-        laid = edge[0].next_functions[0]
-        return None if laid in self.stops or laid in self.walls else inside
+        taken = None if edge in self.walls else taken_out(edge, self.stops, self.walls)
+        if taken is None or taken[1] is None:
+            return taken
+        return taken[0], taken[1].to(self.like).reshape(self.like.shape)
 
     def _through(self, edge: Edge, depth: int) -> dict[Edge, Factor]:
         node = edge[0]
@@ -215,7 +243,8 @@ class Reader:
             return {}
         inside = self._inside(edge)
         if inside is not None and depth:
-            return self.arrivals(inside, depth - 1)
+            arrived = self.arrivals(inside[0], depth - 1)
+            return {stop: times(factor, inside[1]) for stop, factor in arrived.items()}
         name = node.name()
         astray = self.walls.get(edge, self.own) != self.own
         if depth == 0 or astray or (name not in SAME_ORDER and name not in _DERIVATIVES):

@@ -173,7 +173,8 @@ class Passages:
             self.between.update({id(passage.call): passage for passage in found})
 
     def _from_others(self, state: Edge, call: Call, targets: dict[Edge, tuple[Call, int]]) -> bool:
-        _, reached, _ = _between(taken_out(state) or state, targets, self._weights)
+        taken = taken_out(state)
+        _, reached, _ = _between(state if taken is None else taken[0], targets, self._weights)
         return any(targets[edge][0].layer != call.layer for edge in reached)
 
     def fail(self) -> str:
