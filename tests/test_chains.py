@@ -7,6 +7,7 @@ of copy k for the part of the loss at step t is the term at lag t − k.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import throughtime as tt
+from throughtime.elementwise import taken_out
 from throughtime.flow import LayerFlow
+from throughtime.hooks import edge_of
 
 T, B, D, H = 8, 4, 3, 4
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -522,3 +525,97 @@ def test_a_factor_in_another_layout_does_not_stop_the_step():
         return state.square().sum()
 
     assert flow_of(cell, loss).residual < 1e-12
+
+
+MASK = (torch.rand(B, 1, generator=torch.Generator().manual_seed(4)) < 0.6).double()
+
+
+class Layers(nn.Module):
+    """Cells one above the other, their states carried in one tensor. hold: zoneout in each of them."""
+
+    WAYS: ClassVar = {  # how the states are laid side by side, and how one is taken out again
+        "index": (torch.stack, lambda packed, k: packed[k] if k == 0 else packed[-1]),
+        "unbind": (lambda states: torch.stack(states, dim=-1), lambda packed, k: packed.unbind(-1)[k]),
+        "slice": (lambda states: torch.cat(states, dim=1), lambda packed, k: packed[:, k * H : (k + 1) * H]),
+        "chunk": (lambda states: torch.cat(states, dim=-1), lambda packed, k: packed.chunk(2, dim=1)[k]),
+        "mask on all": (torch.stack, lambda packed, k: (packed * MASK)[k]),
+        "mask on all, a slice": (
+            lambda states: torch.cat(states, dim=1),
+            lambda packed, k: torch.where(MASK > 0, packed, 0.0).masked_fill(MASK > 2, 0.0)[:, k * H : (k + 1) * H],
+        ),
+        "split": (lambda states: torch.cat(states), lambda packed, k: packed.split([B, B])[k]),
+    }
+
+    def __init__(self, kind: str, way: str, hold: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.kind, self.way, self.hold = kind, way, hold
+        self.cell0, self.cell, self.head = getattr(nn, kind)(D, H), getattr(nn, kind)(H, H), nn.Linear(H, 2)
+        self.double()
+
+    def call(self, _: int, x: Tensor, states: tuple[Tensor, ...], cell: nn.Module | None = None) -> tuple[Tensor, ...]:
+        made = (cell or self.cell)(x, states if len(states) > 1 else states[0])
+        return made if isinstance(made, tuple) else (made,)
+
+    def forward(self, x: Tensor, call: Any = None) -> list[Tensor]:
+        call = call or self.call
+        pack, take = self.WAYS[self.way]
+        count = 2 if self.kind == "LSTMCell" else 1
+        packed = [pack([torch.zeros(B, H, dtype=torch.float64)] * 2) for _ in range(count)]
+        outputs = []
+        for k, now in enumerate(x):
+            old = [tuple(take(value, layer) for value in packed) for layer in range(2)]
+            new = [self.call(k, now, old[0], self.cell0)]
+            new.append(call(k, new[0][0], old[1]))
+            if self.hold:
+                new = [
+                    tuple(0.7 * made + 0.3 * held for made, held in zip(*pair, strict=True))
+                    for pair in zip(new, old, strict=True)
+                ]
+            packed = [pack(list(states)) for states in zip(*new, strict=True)]
+            outputs.append(self.head(new[1][0]))
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell"])
+@pytest.mark.parametrize("way", list(Layers.WAYS))
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("which", ["last", "every"])
+def test_states_of_several_layers_in_one_tensor(kind, way, hold, which):
+    """As the decoders of translation models carry them; of the upper cell the lag within it is the whole lag."""
+    model = Layers(kind, way, hold)
+    with tt.record(model) as record:
+        parts = loss_parts(model(drawn(T, B, D)), which)
+        (torch.stack(parts).sum() if which == "every" else parts[-1]).backward()
+    flow = record.flow(demand=False, tolerance=0)
+    assert [(layer.steps, layer.batch) for layer in flow.layers.values()] == [(T, B)] * 2
+    assert [each.reason for each in flow.missing] == ["a layer was called more than once in the step"]
+    assert flow.residual < 1e-12
+    compare(flow.layers["cell"], terms(model, which))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("lay", [torch.stack, torch.cat])
+@pytest.mark.parametrize("constant", [None, 1])
+def test_what_is_taken_out_is_one_of_what_was_laid_in(dim, lay, constant):
+    """Judged by the numbers: all different, so that a part, or parts of two, are equal to none."""
+    parts = [drawn(2 + k if lay is torch.cat and dim == 0 else 3, 4, seed=k).requires_grad_() * 1 for k in range(3)]
+    parts = [part.detach() if k == constant else part for k, part in enumerate(parts)]
+    whole = lay(parts, dim)
+    count = whole.shape[dim]
+    cuts = [whole.narrow(dim, first, size) for first in range(count) for size in range(1, count + 1 - first)]
+    cuts += [whole.select(dim, k) for k in range(-count, count)] + list(whole.unbind(dim))
+    cuts += [cut for size in range(1, 5) for cut in whole.split(size, dim)]
+    cuts += whole.split([1, count - 2, 1], dim) + whole.transpose(0, 1).unbind(0)
+    cuts += [whole[::2], whole[-2:], whole[..., :-1], whole[:, 1:]]
+    found = 0
+    for cut in cuts:
+        equal = [part for part in parts if part.shape == cut.shape and torch.equal(part, cut)]
+        inside = taken_out(edge_of(cut))
+        there = [part for part in equal if part.requires_grad]
+        if inside is None or inside[0][0] is None:
+            assert not there or cut.grad_fn.next_functions[0][0] is not whole.grad_fn
+        else:
+            assert [(edge_of(part), None) for part in there] == [inside]
+            found += 1
+    assert found >= 2

@@ -355,6 +355,20 @@ def test_check_has_one_line_a_layer(throughtime, options, code, words):
     assert got == code
 
 
+def test_check_judges_the_whole_and_not_its_parts(throughtime):
+    """The horizon within a part is shorter than that of the whole, and is no fault."""
+    given = ["check", "mine:Two", "--data", "mine:one", "--loss", "mine:loss", "--fail-on", "never"]
+    told = dict(re.findall(r"^(\w+): gradient horizon\(0.01\) (\d+) steps", throughtime(*given)[1], re.MULTILINE))
+    horizons = {name: int(steps) for name, steps in told.items()}
+    assert set(horizons) == {"series", "rnn", "top"}
+    assert min(horizons["rnn"], horizons["top"]) < horizons["series"]
+    code, out, _ = throughtime(*given, "--min-horizon", horizons["series"])
+    assert code == 0, out
+    assert out.count("(within the layer; judged is 'series')") == 2
+    code, out, _ = throughtime(*given, "--min-horizon", horizons["series"] + 1)
+    assert (code, out.count("FAILED")) == (1, 1)
+
+
 def test_the_report_is_written_beside_the_output(throughtime, tmp_path):
     code, out, err = throughtime("diagnose", *GIVEN, "-o", tmp_path / "report.html", "--format", "json")
     assert code == 0

@@ -46,6 +46,11 @@ HOLDS: dict[str, Callable[[int, Tensor, Tensor], Tensor]] = {
     "soft": lambda k, new, old: old + SOFT[k] * (new - old),
     "lerp": lambda k, new, old: torch.lerp(old, new, SOFT[k]),
     "sometimes": lambda k, new, old: torch.where(ON[k], new, old) if k % 3 else new,
+    "leak": lambda k, new, old: old - 0.3 * (old - new),
+    "addcmul": lambda k, new, old: torch.addcmul(old, SOFT[k], new - old),
+    "residual": lambda k, new, old: old + new,
+    "residual, with dropout": lambda k, new, old: old + ZONES[k] * new,
+    "residual, decaying": lambda k, new, old: 0.9 * old + new,
 }
 
 

@@ -180,6 +180,31 @@ def test_shares_and_norms_by_signed_offset(case):
     assert (len(wholes) == 2) == ahead
 
 
+@pytest.mark.parametrize("case", ["convolution", "causal convolution"])
+def test_adjoints_where_a_gradient_is_moved_between_modules(case):
+    """Of the lower module, all that autograd finds at its states; of the upper one, into which nothing comes, its own lags."""
+    model, x, directions = made(case)
+    flow = flow_of(case)
+    states = [torch.zeros(B, H, dtype=torch.float64)]
+    for now in x:
+        states.append(torch.gru_cell(now, states[-1], *(getattr(model.low, f"{kind}_l0") for kind in KINDS[:4])))
+    y = torch.stack(states[1:])
+    out = model.run(x, lambda _: (y, y[-1]), lambda z: model.high(z))
+    for delta in (-2, -1, 1, 2, T - 1):
+        steps = [t for t in range(T) if 0 <= t - delta < T]
+        grads = [
+            torch.autograd.grad(taken(out, directions, t), states[1 + t - delta], retain_graph=True, allow_unused=True)[
+                0
+            ]
+            for t in steps
+        ]
+        low = sum(float(grad.square().sum()) for grad in grads if grad is not None) / (len(steps) * B)
+        high = 10 ** (2 * flow.layers["high"].adjoint.log10_norm[delta]) if delta > 0 else 0.0
+        whole = flow.layers.get("series" if delta > 0 else "series_reverse")
+        got = 0.0 if whole is None else 10 ** (2 * whole.adjoint.log10_norm[abs(delta)])
+        np.testing.assert_allclose(got, low + high, rtol=1e-9, err_msg=f"{delta}")
+
+
 @every_case
 def test_each_layer_alone_is_told_as_before(case):
     model, x, directions = made(case)

@@ -91,7 +91,7 @@ def test_a_stack_that_torch_exported_is_loaded_whole(kind, options, learned, dyn
     for name in (None, whole):
         made = tt.load(path, layer=name)
         np.testing.assert_allclose(made(torch.from_numpy(X))[0].detach(), expected, atol=1e-5)
-        inner = made.layer if learned else made
+        inner = made.rnn if learned else made
         assert isinstance(inner, KINDS[kind])
         assert (inner.num_layers, inner.bidirectional) == (depth, both)
     x = torch.from_numpy(X)

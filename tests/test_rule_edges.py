@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import throughtime
 from throughtime.diagnosis import supply
 from throughtime.diagnosis.diagnose import judge, needs
 from throughtime.diagnosis.example import measured
@@ -316,3 +317,57 @@ def _recorded(layer: nn.RNNBase, steps: int, **options) -> LayerFlow:
     with record(layer) as recorded:
         layer(x)[0].square().mean().backward()
     return next(iter(recorded.flow(**options).layers.values()))
+
+
+# --- wholes of several layers ------------------------------------------------------------------------------------------
+
+
+class Convolved(nn.Module):
+    """Two layers, and between them a convolution that looks one step ahead."""
+
+    def __init__(self, kind: str = "GRU") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.low, self.between = getattr(nn, kind)(3, 6), nn.Conv1d(6, 6, 3, padding=1)
+        self.high = getattr(nn, kind)(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.high(self.between(self.low(x)[0].permute(1, 2, 0)).permute(2, 0, 1))[0]
+
+
+def whole_of(model: nn.Module, name: str) -> LayerFlow:
+    x = torch.randn(40, 4, 3, generator=torch.Generator().manual_seed(0))
+    with record(model) as recorded:
+        out = model(x)
+        (out[0] if isinstance(out, tuple) else out).square().sum().backward(retain_graph=True)
+    return recorded.flow(demand=False).layers[name]
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("shape", ["stack", "both directions", "series"])
+def test_the_cure_of_a_whole_is_that_of_its_cells(kind, shape):
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "bidirectional": shape == "both directions"}
+    model = Convolved(kind) if shape == "series" else getattr(nn, kind)(3, 6, **options)
+    finding = check("TT101", whole_of(model, "series" if shape == "series" else "rnn"), user(39))
+    assert finding is not None
+    if kind == "RNN":
+        assert "has no gate" in finding.remedy
+        return
+    line = re.search("`(tt.init.chrono_.*)`", finding.remedy)
+    assert line is not None
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    eval(line[1], {"tt": throughtime, "model": model})
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if ".bias_" in f".{name}" and "between" not in name}
+
+
+def test_a_whole_that_looks_ahead_a_step_is_not_cut():
+    """What is needed farther ahead is told, and is no error; a lag that the user says is meant of the past."""
+    layer = whole_of(Convolved(), "series_reverse")
+    finding = check("TT103", layer, Needed("series_reverse", (9,), "demand"))
+    assert finding is not None
+    assert (finding.severity, finding.value) == ("info", 1)
+    assert "9 steps ahead" in finding.message
+    assert check("TT103", layer, Needed("series_reverse", (1,), "demand")) is None
+    assert check("TT103", layer, Needed("series_reverse", (9,), "user", 9)) is None

@@ -111,7 +111,8 @@ def _hold(call: Call, place: int, way: _Way) -> RemovableHandle:
 def mixed(made: Tensor, ways: Ways) -> Iterator[RemovableHandle]:
     """Look at the result of an operation after the layer's last calls: is it their new state, in part the old one?
 
-    The last call of a loop has none that follows it, and its held state is known by its factors, which add up to 1.
+    The last call of a loop has none that follows it, and its held state is known by its factors, which add up to 1, or of
+    which one is as at the step before (h + cell(x, h)).
     """
     if made.numel() not in ways.sizes:
         return
@@ -123,9 +124,22 @@ def mixed(made: Tensor, ways: Ways) -> Iterator[RemovableHandle]:
             way = _way(made, call, place, ways)
             if way is None or way.hold is None or way.chain[-1][0] != edge:
                 continue
-            if float((plus(way.take, way.hold, made) - 1).abs().max()) <= 1e-5:
+            if _near(plus(way.take, way.hold, made), torch.ones_like(made)) or _as_before(call, place, way, made):
                 yield _hold(call, place, way)
                 ways.add_held(call, place, edge)
+
+
+def _as_before(call: Call, place: int, way: _Way, like: Tensor) -> bool:
+    """Whether the state before was held by the same factor."""
+    held = call.follows.held.get(place) if call.follows is not None else None
+    if held is None:
+        return False
+    pairs = ((way.take, held.take), (way.hold, held.hold))
+    return any(_near(filled(one, like), filled(other, like)) for one, other in pairs)
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return float((one - other).abs().max()) <= 1e-5
 
 
 def runs_of(calls: list[Call]) -> list[Run]:

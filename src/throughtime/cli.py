@@ -273,15 +273,20 @@ def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **give
 @fail_option
 @_guarded
 def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> None:
-    """Check MODEL in CI: one line a layer and an exit code."""
+    """Check MODEL in CI: one line a layer and an exit code.
+
+    Where the total lag of a whole is told (a stack, modules in series), its horizon is judged and not those of its parts.
+    """
     from throughtime.report.headline import interval
 
     report = _diagnosed(verify=False, verify_steps=1, verify_seeds=2, **given)
     short = False
     for name, layer in report.flow.layers.items():
+        whole = report.flow.whole_of(name)
+        judged = min_horizon is not None and whole is None
         if not layer.horizon_told:
             why = next(each.reason for each in layer.missing if each.field == "horizon")
-            fails = min_horizon is not None and not layer.reverse  # the other side's flow tells the window of both
+            fails = judged and not layer.reverse  # the other side's flow tells the window of both
             short |= fails
             told = f"not told ({why}), residual {layer.residual:.1e}{': FAILED' if fails else ''}"
             click.echo(f"{name}: gradient horizon({level}) {told}")
@@ -290,10 +295,11 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
         # Without one the bias stays above ε as far as lags are told apart: the horizon lies beyond them.
         beyond = layer.steps if layer.tail is None else layer.tail.first_lag - 1
         reached = beyond if horizon is None else horizon
-        fails = min_horizon is not None and reached < min_horizon
+        fails = judged and min_horizon is not None and reached < min_horizon
         short |= fails
         told = f"more than {reached}" if horizon is None else str(horizon)
-        wanted = "" if min_horizon is None else f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}"
+        wanted = f", at least {min_horizon} wanted: {'FAILED' if fails else 'passed'}" if judged else ""
+        wanted += f" (within the layer; judged is '{whole}')" if min_horizon is not None and whole is not None else ""
         wanted += " as far as lags were told apart: raise --max-lag" if fails and horizon is None else ""
         wanted += interval(layer, float(level)) if layer.intervals is not None else ""
         click.echo(f"{name}: gradient horizon({level}) {told} steps, residual {layer.residual:.1e}{wanted}")

@@ -173,6 +173,7 @@ def _about(lin: Linearization) -> About:
         ports=list(cell.ports),
         states=list(cell.states),
         carry=cell.diagonal,
+        holds=cell.holds,
         gate=cell.keep is not None,
         compound=cell.compound,
         noise=trace.noise is not None,

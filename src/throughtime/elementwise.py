@@ -1,13 +1,13 @@
 """What a tensor is multiplied by, number by number, on its way through the user's operations: read from autograd's graph.
 
 Masks, resets, dropout, sums, `torch.where`, `lerp`: operations whose derivative is one factor for each number. A state that
-goes from step to step through these alone is followed through them; anything else (a matrix product, a normalisation) ends
-the way.
+goes from step to step through these alone is followed through them, and out of a tensor in which the states of several layers
+were laid side by side (`torch.stack`, `torch.cat`); anything else (a matrix product, a normalisation) ends the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,20 @@ SAME_ORDER = {  # operations that leave every entry where it is, in a flattened 
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("ToCopyBackward0", "SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "ViewBackward"),
 }
+TAKING = {"SelectBackward0", "UnbindBackward0", "SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0"}
 MIXING = {  # operations in which a new and an old state can meet
-    *(torch.add, torch.where, torch.lerp, Tensor.add, Tensor.add_, Tensor.where, Tensor.lerp, Tensor.lerp_),
+    *(
+        torch.add,
+        torch.sub,
+        torch.subtract,
+        torch.where,
+        torch.lerp,
+        torch.addcmul,
+        Tensor.add,
+        Tensor.add_,
+        Tensor.sub,
+    ),
+    *(Tensor.sub_, Tensor.where, Tensor.lerp, Tensor.lerp_, Tensor.addcmul, Tensor.addcmul_),
 }
 FARTHEST = 64  # operations that are looked through, one after another
 
@@ -39,6 +51,13 @@ def _chosen(node: Any, place: int) -> Tensor:
 
 def _mixed(node: Any, place: int) -> Tensor | float | None:
     return (1 - node._saved_weight, node._saved_weight, None)[place]
+
+
+def _added_product(node: Any, place: int) -> Tensor | float | None:
+    if place == 0:
+        return 1.0
+    other = node._saved_tensor2 if place == 1 else node._saved_tensor1
+    return None if other is None else node._saved_value * other
 
 
 def _overwritten(node: Any, place: int) -> Tensor | None:
@@ -56,12 +75,96 @@ _DERIVATIVES: Mapping[str, Callable[[Any, int], Tensor | float | None]] = {
     "IndexPutBackward0": _overwritten,
     "LerpBackward0": _mixed,
     "LerpBackward1": _mixed,
+    "AddcmulBackward0": _added_product,
     "AddBackward0": lambda node, place: node._saved_alpha if place else 1.0,
     "SubBackward0": lambda node, place: -node._saved_alpha if place else 1.0,
     "NegBackward0": lambda node, place: -1.0,
     "RsubBackward1": lambda node, place: -node._saved_alpha,
 }
 """Operation → (node, place among its inputs) to the derivative by that input; None where it is not one number by number."""
+
+
+def taken_out(edge: Edge, *barred: Container[Edge]) -> tuple[Edge, Factor] | None:
+    """The tensor that is taken out whole again (`torch.unbind`, an index, a slice) of those that were laid side by side just
+    before (`torch.stack`, `torch.cat`), and what it was multiplied by between (a mask on all of them); None where the edge is
+    not of such an operation, or one of `barred` lies on the way."""
+    taking: Any = edge[0]
+    if taking is None or taking.name() not in TAKING:
+        return None
+    together: Any = taking.next_functions[0]
+    factor: Factor = None
+    while together[0] is not None and together[0].name() in _DERIVATIVES and not _in(together, barred):
+        passed = _only_way(together[0])
+        if passed is None:
+            return None
+        together, by = passed
+        factor = times(factor, by)
+    laid: Any = together[0]
+    if laid is None or laid.name() not in ("StackBackward0", "CatBackward0") or _in(together, barred):
+        return None
+    shape = laid._input_metadata[0].shape
+    dim = _wrapped(taking._saved_dim, len(shape))
+    if dim != _wrapped(laid._saved_dim, len(shape)):
+        return None
+    whole, place = shape[dim], edge[1]
+    match taking.name():
+        case "SelectBackward0":
+            first = _wrapped(taking._saved_index, whole)
+            last = first + 1
+        case "UnbindBackward0":
+            first, last = place, place + 1
+        case "SplitBackward0":
+            first, last = place * taking._saved_split_size, (place + 1) * taking._saved_split_size
+        case "SplitWithSizesBackward0":
+            first = sum(taking._saved_split_sizes[:place])
+            last = first + taking._saved_split_sizes[place]
+        case _ if taking._saved_step != 1:
+            return None
+        case _:
+            first, last = _wrapped(taking._saved_start, whole), taking._saved_end
+    parts = laid.next_functions
+    if laid.name() == "StackBackward0":
+        by = None if factor is None else factor.select(dim, first)
+        return (parts[first], by) if taking.name() in ("SelectBackward0", "UnbindBackward0") else None
+    if taking.name() in ("SelectBackward0", "UnbindBackward0"):
+        return None
+    sizes = [None if node is None else node._input_metadata[number].shape[dim] for node, number in parts]
+    begin = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if size is None:  # without a gradient: its size is known where all others are
+            if sizes.count(None) > 1:
+                return None
+            size = whole - sum(each for each in sizes if each is not None)
+        if (first, min(_wrapped(last, whole), whole)) == (begin, begin + size):
+            return part, None if factor is None else factor.narrow(dim, begin, size)
+        begin += size
+    return None
+
+
+def _in(edge: Edge, places: Iterable[Container[Edge]]) -> bool:
+    return any(edge in each for each in places)
+
+
+def _only_way(node: Any) -> tuple[Edge, Factor] | None:
+    """The only differentiable input of an operation, of the same shape, and what it is multiplied by; None of others."""
+    live = [(place, edge) for place, edge in enumerate(node.next_functions) if edge[0] is not None]
+    shape = node._input_metadata[0].shape
+    if len(live) != 1 or live[0][1][0]._input_metadata[live[0][1][1]].shape != shape:
+        return None
+    place, edge = live[0]
+    try:
+        by = _DERIVATIVES[node.name()](node, place)
+    except RuntimeError:  # written to since
+        return None
+    if by is None:
+        return None
+    return edge, by.detach().expand(shape) if isinstance(by, Tensor) else torch.full(shape, float(by))
+
+
+def _wrapped(index: int, count: int) -> int:
+    """From the front; autograd keeps a negative one as an unsigned number."""
+    index = index - 2**64 if index >= 2**63 else index
+    return index + count if index < 0 else index
 
 
 def times(one: Factor, other: Factor) -> Factor:
@@ -109,6 +212,11 @@ class Reader:
         chain: list[tuple[Edge, Factor]] = [(edge, None)]
         while edge not in self.stops and len(chain) < FARTHEST:
             node = edge[0]
+            inside = self._inside(edge)
+            if inside is not None:
+                edge, by = inside
+                chain = [(above, times(factor, by)) for above, factor in chain] + [(edge, None)]
+                continue
             inputs = [] if node is None else list(enumerate(node.next_functions))
             live = [each for each in inputs if self.arrivals(each[1])] if self.stops else inputs
             live = [each for each in live if each[1][0] is not None]
@@ -122,10 +230,21 @@ class Reader:
             edge = following
         return chain
 
+    def _inside(self, edge: Edge) -> tuple[Edge, Factor] | None:
+        """See `taken_out`; not where the tensor with all of them is a stop or a wall itself."""
+        taken = None if edge in self.walls else taken_out(edge, self.stops, self.walls)
+        if taken is None or taken[1] is None:
+            return taken
+        return taken[0], taken[1].to(self.like).reshape(self.like.shape)
+
     def _through(self, edge: Edge, depth: int) -> dict[Edge, Factor]:
         node = edge[0]
         if node is None:
             return {}
+        inside = self._inside(edge)
+        if inside is not None and depth:
+            arrived = self.arrivals(inside[0], depth - 1)
+            return {stop: times(factor, inside[1]) for stop, factor in arrived.items()}
         name = node.name()
         astray = self.walls.get(edge, self.own) != self.own
         if depth == 0 or astray or (name not in SAME_ORDER and name not in _DERIVATIVES):

@@ -75,6 +75,7 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
         sequence=_sequence(sums),
         reverse=about.reverse,
         inner=about.inner,
+        holds=about.holds,
         module=about.module,
         external=books.external,
         external_by_lag=books.external_by_lag,

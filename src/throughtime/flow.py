@@ -186,6 +186,7 @@ class LayerFlow:
     the reverse one is i steps ahead, and its index 0 is empty but for the adjoints.
     module: the module that it is part of. inner: whether demand is told for the whole stack and not here.
     batches: that were added up. intervals: over them, None where they were too few.
+    holds: whether it, or a part of it, has a path on which a state goes over past the matrix products.
     """
 
     name: str
@@ -225,6 +226,7 @@ class LayerFlow:
     external_by_lag: Array | None = None
     module: str = ""
     inner: bool = False
+    holds: bool = False
     opposite: str | None = None
     sequence: Sequence | None = field(default=None, repr=False)
     batches: int = 1
@@ -253,8 +255,8 @@ class LayerFlow:
 
     @property
     def attribute(self) -> str:
-        """The layer's name in the model; "" when the model is the layer itself."""
-        return "" if self.bare else self.module or self.name
+        """The layer's name in the model; "" when the model is the layer itself, or of several modules in series."""
+        return "" if self.bare or "modules" in self.convention else self.module or self.name
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,15 @@ class Flow:
         """The largest residual over layers: how far the terms are from what autograd gave."""
         values = [layer.residual for layer in self.layers.values()]
         return float(np.nanmax(values)) if not np.all(np.isnan(values)) else float("nan")
+
+    def whole_of(self, name: str) -> str | None:
+        """The layer that tells the total lag of the whole of which this one is a part (a stack, modules in series), or None."""
+        layer = self.layers[name]
+        for whole in self.layers.values():
+            modules = whole.convention.get("modules", name).split(", ")
+            if name not in (whole.name, whole.opposite) and (layer.module == whole.name or layer.module in modules):
+                return whole.name
+        return None
 
     def diagnose(self, needed_lag: int | None = None, history: Any = None) -> Report:
         """Judge this flow by the rules. See `throughtime.diagnose`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from throughtime.calls import Call, Form
-from throughtime.elementwise import Edge
+from throughtime.elementwise import Edge, taken_out
 from throughtime.hooks import edge_of
 from throughtime.runs import NOTHING, Run, besides, input_gradient, run_of
 from throughtime.scaled import power_of_two
@@ -137,10 +138,12 @@ class Passages:
         targets = {edge: (each.call, place) for each in made for place, edge in enumerate(each.results)}
         found: list[Passage] = []
         why = ""
+        layers = [each.call.layer for each in made]
+        repeated = len(set(layers)) < len(layers) or any(each.call.form.single for each in made)
         for each in made:
             nodes, reached, problem = _between(each.x, targets, self._weights)
-            layers = {targets[edge][0].layer for edge in reached}
-            others = layers - {each.call.layer}
+            below = {targets[edge][0].layer for edge in reached}
+            others = below - {each.call.layer}
             given = any(self._from_others(state, each.call, targets) for state in each.states)
             if not (others or given or problem):
                 continue
@@ -154,7 +157,9 @@ class Passages:
                 why = (
                     why or f"the states given to '{each.call.layer}' come from another layer: they have no common time"
                 )
-            elif each.call.layer in layers:
+            elif repeated:
+                why = why or "a layer was called more than once in the step"
+            elif each.call.layer in below:
                 why = why or f"'{each.call.layer}' is called again on what it gave"
             elif problem:
                 why = why or f"{problem} lies {named}"
@@ -162,16 +167,14 @@ class Passages:
                 why = why or (
                     f"the graph {named} is freed by a backward pass: run loss.backward(retain_graph=True) in the block"
                 )
-        layers = [each.call.layer for each in made]
-        if found and (len(set(layers)) < len(layers) or any(each.call.form.single for each in made)):
-            why = why or "a layer was called more than once in the step"
         self.clear()
         self.lost = why
         if not why:
             self.between.update({id(passage.call): passage for passage in found})
 
     def _from_others(self, state: Edge, call: Call, targets: dict[Edge, tuple[Call, int]]) -> bool:
-        _, reached, _ = _between(state, targets, self._weights)
+        taken = taken_out(state)
+        _, reached, _ = _between(state if taken is None else taken[0], targets, self._weights)
         return any(targets[edge][0].layer != call.layer for edge in reached)
 
     def fail(self) -> str:
@@ -244,13 +247,25 @@ class Through:
                 sums.setdefault(key, []).append(value)
         for (call, place), rows in sums.items():
             if place == 0:
-                yield call, Sent(self.places[call], torch.stack(rows, dim=1))
+                yield call, Sent(self.places[call], torch.stack(rows, dim=1), moved=self.moves)
                 continue
             directions = self.forms[call].directions
             states = torch.stack(rows, dim=1)  # (N, S, B, width), the lowest layer first
             for number, value in enumerate(states):
                 highest = self.places[call] + self.forms[call].layers - 1
-                yield call, Sent(highest - number // directions, value, number % directions, place - 1)
+                yield call, Sent(highest - number // directions, value, number % directions, place - 1, moved=True)
+
+    @cached_property
+    def moves(self) -> bool:
+        """Whether a gradient goes to other steps on the way: tried with those of single steps."""
+        like = time_first(self.passage.call.x, self.form)
+        for step in {0, len(like) // 2, len(like) - 1}:
+            row = torch.zeros_like(like, dtype=torch.float64)
+            row[step] = torch.randn(row.shape[1:], generator=torch.Generator().manual_seed(0)).to(row)
+            for (_, place), sent in self._row(row).items():
+                if place == 0 and (sent[:step].any() or sent[step + 1 :].any()):
+                    return True
+        return False
 
     def _row(self, row: Tensor) -> dict[tuple[int, int], Tensor]:
         """One origin: (T, B, D) at the input, to (T, B, W) at outputs and (N, B, width) at last states, float64."""

@@ -56,12 +56,13 @@ class Part:
 @dataclass(frozen=True)
 class Sent:
     """To a level: (T, S, B, W) at its outputs, in the time of the sequence; or, where part and state are given, (S, B, width)
-    at the last state that this part makes."""
+    at the last state that this part makes. moved: whether some of it may have come from another step."""
 
     level: int
     value: Tensor
     part: int | None = None
     state: int = 0
+    moved: bool = False
 
 
 class Way(Protocol):
@@ -197,7 +198,8 @@ class Rows:
     """What a block of origins (S, B) gives one part, in its own time.
 
     pre: by bank (T, S, B, P, H), adjoints of the pre-activations. size: (T, S, B) norm of the adjoint of the carry, before
-    what comes from above at the same step is added to it. adjoint: (T, S, B, C) with it; None where nobody reads it.
+    what comes from above at the same step is added to it; with all that comes from above, but at the origin itself, where
+    some of it may come from other steps. adjoint: (T, S, B, C) with it; None where nobody reads it.
     """
 
     part: Part
@@ -219,6 +221,7 @@ def walk(
     for start in range(0, len(slots), room):
         origins = slots[start : start + room]
         injected: dict[int, Tensor] = {}
+        moved: set[int] = set()
         ends: dict[tuple[int, int], list[Sent]] = {}
         place = 0
         for depth, level in enumerate(series.levels):
@@ -229,7 +232,7 @@ def walk(
                 lin = lins[place]
                 own = lin.cell.output(lin.trace.carries).shape[-1]
                 given = None if above is None else part.turned(above[..., width : width + own])
-                rows = _streamed(part, lin, origins, given, ends.pop((depth, number), []))
+                rows = _streamed(part, lin, origins, given, ends.pop((depth, number), []), depth in moved)
                 consume(place, rows)
                 if level.below:
                     sent = part.turned(lin.cell.to_input(lin.trace.weights, rows.pre))
@@ -238,6 +241,7 @@ def walk(
             for way in level.below:
                 assert at_input is not None
                 for sent in way.back(at_input):
+                    moved |= {sent.level} if sent.moved else set()
                     if sent.part is not None:
                         ends.setdefault((sent.level, sent.part), []).append(sent)
                     elif sent.level in injected:
@@ -272,9 +276,11 @@ def widened(trace: Trace) -> Trace:
     )
 
 
-def _streamed(part: Part, lin: Linearization, origins: Tensor, injected: Tensor | None, ends: list[Sent]) -> Rows:
+def _streamed(
+    part: Part, lin: Linearization, origins: Tensor, injected: Tensor | None, ends: list[Sent], moved: bool
+) -> Rows:
     """All steps of a part, last one first. From above come injected (T, S, B, H), in the part's own time, and `ends` at the
-    last states."""
+    last states. moved: see `Sent`."""
     trace, cell = lin.trace, lin.cell
     entering = part.entering.double()
     adjoint = trace.carries.new_zeros(*origins.shape, trace.carries.shape[-1])
@@ -293,6 +299,8 @@ def _streamed(part: Part, lin: Linearization, origins: Tensor, injected: Tensor 
             adjoint = adjoint.clone()
             for sent in ends:
                 cell.split(adjoint)[sent.state].add_(torch.where((last == step)[:, None], sent.value, 0.0))
+        if moved:
+            sizes[-1] = torch.where(here.squeeze(-1), sizes[-1], norm(adjoint))
         if plain:
             adjoints.append(adjoint)
         got = _pulled(lin, step, adjoint)

@@ -32,7 +32,7 @@ SEQUENCES = 512  # kept of a data set, for demand and the curves of single seque
 class About:
     """What does not change from batch to batch. See `throughtime.trace.Trace` and `throughtime.cells.cell.Cell`.
 
-    rows: of the ledger. carry: whether hops are told; gate: whether a gate is on the carry. cutting: see
+    rows: of the ledger. carry: whether hops are told; gate: whether a gate is on the carry; holds: see the cell. cutting: see
     `throughtime.units.cutting_gate`. noise: whether the cell reads masks or shifts.
     """
 
@@ -51,6 +51,7 @@ class About:
     ports: list[str]
     states: list[str]
     carry: bool
+    holds: bool
     gate: bool
     compound: bool
     noise: bool

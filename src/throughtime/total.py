@@ -229,6 +229,7 @@ class _Told:
             bare=traces[0].bare,
             reverse=reverse,
             module=first.module,
+            holds=any(trace.cell.holds for trace in traces),
         )
 
     def _side(self, values: Array, reverse: bool, at_zero: float | None = None) -> Array:

@@ -34,6 +34,10 @@ class Between(Cell):
         return self.cell.keep
 
     @property
+    def holds(self) -> bool:
+        return self.cell.holds
+
+    @property
     def diagonal(self) -> bool:
         return self.cell.diagonal
 

@@ -140,6 +140,11 @@ class Cell(ABC):
         return self.keep is not None
 
     @property
+    def holds(self) -> bool:
+        """Whether a state goes over from step to step past the matrix products, in some part of the cell."""
+        return "carry" in self.ports
+
+    @property
     def convention(self) -> Mapping[str, str]:
         """What tells this cell from others of its name."""
         return {}

@@ -54,6 +54,10 @@ class Held(Cell):
         return self.cell.keep
 
     @property
+    def holds(self) -> bool:
+        return self.cell.holds
+
+    @property
     def diagonal(self) -> bool:
         return False  # the state comes back by the held port too
 

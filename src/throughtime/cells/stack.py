@@ -52,6 +52,10 @@ class Stack(Cell):
             object.__setattr__(self, field, value)
 
     @property
+    def holds(self) -> bool:
+        return any(cell.holds for cell in self.cells)
+
+    @property
     def convention(self) -> Mapping[str, str]:
         return {"layers": str(len(self.cells)), **self.cells[-1].convention}
 

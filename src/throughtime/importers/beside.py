@@ -30,7 +30,7 @@ class WithInitialState(nn.Module):
 
     def __init__(self, layer: nn.Module, states: Sequence[Tensor]) -> None:
         super().__init__()
-        self.layer = layer
+        self.rnn = layer
         self._states = list(INITIAL)[: len(states)]
         for name, value in zip(self._states, states, strict=True):
             setattr(self, name, nn.Parameter(value.detach().clone()))
@@ -39,7 +39,7 @@ class WithInitialState(nn.Module):
         """See the class."""
         if state is None:
             state = self._expanded(x)
-        return self.layer(x, state)
+        return self.rnn(x, state)
 
     def _expanded(self, x: Tensor | PackedSequence) -> Tensor | tuple[Tensor, ...]:
         """The states (N, B, width) for these sequences, (N, width) for a single one without a batch."""

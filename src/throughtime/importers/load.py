@@ -27,20 +27,20 @@ class Reversed(nn.Module):
     """A layer that reads the sequence from its end: x (T, B, D) or packed to (output, state), as the reverse half of a torch
     layer.
 
-    Lags of `layer` are steps as it reads them: they lead to the future.
+    Lags of `rnn` are steps as it reads them: they lead to the future.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.rnn = layer
 
     def forward(self, x: Tensor | PackedSequence, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
         """See the class."""
         if isinstance(x, PackedSequence):
             padded, lengths = pad_packed_sequence(x)
-            output, last = self.layer(_turned(padded, lengths), state)
+            output, last = self.rnn(_turned(padded, lengths), state)
             return _turned(pad_packed_sequence(output)[0], lengths), last
-        output, last = self.layer(x.flip(0), state)
+        output, last = self.rnn(x.flip(0), state)
         return output.flip(0), last
 
 

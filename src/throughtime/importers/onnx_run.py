@@ -46,13 +46,13 @@ class AsInGraph(nn.Module):
 
     def __init__(self, layer: nn.Module, state: Tensor | tuple[Tensor, Tensor] | None, lengths: Tensor | None) -> None:
         super().__init__()
-        self.layer, self.state, self.lengths = layer, state, lengths
+        self.rnn, self.state, self.lengths = layer, state, lengths
 
     def forward(self, x: Tensor) -> tuple:
         """See the class."""
         if self.lengths is None:
-            return self.layer(x, self.state)
-        output, last = self.layer(pack_padded_sequence(x, self.lengths, enforce_sorted=False), self.state)
+            return self.rnn(x, self.state)
+        output, last = self.rnn(pack_padded_sequence(x, self.lengths, enforce_sorted=False), self.state)
         return pad_packed_sequence(output, total_length=len(x))[0], last
 
 

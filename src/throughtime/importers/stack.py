@@ -31,11 +31,11 @@ class Merged(nn.Module):
 
     def __init__(self, layer: nn.Module, mode: str) -> None:
         super().__init__()
-        self.layer, self.mode = layer, mode
+        self.rnn, self.mode = layer, mode
 
     def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple:
         """See the class."""
-        output, last = self.layer(x, state)
+        output, last = self.rnn(x, state)
         return MERGES[self.mode](*output.chunk(2, dim=-1)), last
 
 

@@ -26,6 +26,9 @@ class GradientCut(Rule):
     zero is no underflow. The value is k, the threshold the farthest needed lag. Silent where no lag is known to be
     needed.
 
+    Of a whole that looks ahead, by a convolution or attention between modules, no further than some steps, the same is
+    told as information.
+
     With a loss at many steps, a cut at one step leaves the pairs that do not cross it; then only the map of origins and
     steps shows it.
 
@@ -60,8 +63,14 @@ class GradientCut(Rule):
         last = last_lag(layer)
         if needed.farthest is None or needed.farthest <= last:
             return None
-        message, remedy = (_window if cut_after(layer) is None else _inside)(layer, last, needed.farthest)
         caution = alone(layer)
+        if cut_after(layer) is not None and layer.reverse and layer.opposite:
+            asked = max(
+                (lag for lag in needed.lags if lag != needed.said), default=0
+            )  # what is said is meant of the past
+            message, remedy = _ahead(last, asked)
+            return self.finding(layer, last, asked, message + caution, remedy, "info") if asked > last else None
+        message, remedy = (_window if cut_after(layer) is None else _inside)(layer, last, needed.farthest)
         return self.finding(layer, last, needed.farthest, message + caution, remedy, "info" if caution else None)
 
     def fires(self) -> tuple[LayerFlow, Needed, History | None]:
@@ -76,6 +85,14 @@ class GradientCut(Rule):
 def _all_off_at_once(layer: Any) -> None:
     layer.bias_ih_l0.fill_(-2.0)
     layer.weight_ih_l0.fill_(1.0)
+
+
+def _ahead(last: int, lag: int) -> tuple[str, str]:
+    return (
+        f"The loss depends on the input {lag} steps ahead, and this model looks {last} ahead: no gradient comes from beyond.",
+        "It is no fault where the answer must be given at once. Else let the model see what comes: a layer that reads in both "
+        f"directions, or targets that are asked for {lag} steps later.",
+    )
 
 
 def _window(layer: LayerFlow, last: int, lag: int) -> tuple[str, str]:

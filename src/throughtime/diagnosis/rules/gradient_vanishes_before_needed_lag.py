@@ -120,7 +120,7 @@ def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:
 
 
 def _remedy(layer: LayerFlow, lag: int) -> str:
-    if "carry" not in layer.paths:
+    if not layer.holds:
         return (
             "This cell has no gate that could hold its state for long: use nn.GRU or nn.LSTM and chrono initialisation, "
             "or begin with an orthogonal recurrent matrix, W Wᵀ = I."
