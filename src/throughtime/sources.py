@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from throughtime.errors import InputError
 from throughtime.importers.convention import tensor
 from throughtime.importers.load import load
 from throughtime.importers.npz import read_arrays
+from throughtime.importers.state_dict import StateDict, saved
 
 
 def named(name: str) -> Any:
@@ -72,7 +73,7 @@ def data(name: str) -> Any:
     if not is_file(name):
         found = named(name)
         return found() if callable(found) and not isinstance(found, Tensor) else found
-    arrays = {key: tensor(value, f"{key or 'the array'} in {name}") for key, value in read_arrays(name).items()}
+    arrays = _arrays(Path(name))
     x = arrays.get("") if "" in arrays else arrays.get("x", arrays.get("inputs"))
     if x is None and len(arrays) == 1:
         x = next(iter(arrays.values()))
@@ -84,6 +85,25 @@ def data(name: str) -> Any:
     if x.is_floating_point() and x.ndim == 2 and y is None:
         x = x.unsqueeze(1)  # one sequence
     return x if y is None else (x, y)
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """By name; a single one under "". Of numpy, or tensors that torch.save wrote, read with weights_only=True."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not StateDict().reads(path, head):
+        return {key: tensor(value, f"{key or 'the array'} in {path}") for key, value in read_arrays(path).items()}
+    loaded = saved(path, trust=False)
+    if isinstance(loaded, list | tuple) and len(loaded) == 2:
+        loaded = dict(zip(("x", "y"), loaded, strict=True))
+    found = {"": loaded} if isinstance(loaded, Tensor) else loaded
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(
+            f"{path}, which holds a {type(loaded).__name__} of more than tensors",
+            "tensors by name, or a pair",
+            "write it with torch.save({'x': x, 'y': y}, path)",
+        )
+    return {str(key): value for key, value in found.items()}
 
 
 def in_graph(layer: nn.Module, model: str, name: str | None, data: str) -> tuple[nn.Module, Tensor]:

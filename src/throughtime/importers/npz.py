@@ -50,7 +50,12 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return {"": loaded}
-            return {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files}
+        if strange := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise InputError(
+                f"{path}, which holds {strange[0]!r}", "an archive of arrays alone", "write it with numpy.savez"
+            )
+        return arrays
     except InputError:
         raise
     except FileNotFoundError as error:

@@ -38,11 +38,11 @@ class StateDict(Importer):
         return any(name.endswith(("/data.pkl", f"/{SCRIPT}")) for name in archive.names(path))
 
     def layers(self, path: Path, trust: bool, also: frozenset[str] = frozenset()) -> list[Found]:
-        return torch_layers(dict(_tensors(_load(path, trust))), also)
+        return torch_layers(dict(_tensors(saved(path, trust))), also)
 
 
-def _load(path: Path, trust: bool) -> Any:
-    """What torch.save wrote. Raises InputError."""
+def saved(path: Path, trust: bool) -> Any:
+    """What torch.save wrote; without trust only tensors and plain containers. Raises InputError."""
     archive.check_size(path)
     script = any(name.endswith(f"/{SCRIPT}") for name in archive.names(path))
     if script and not trust:
