@@ -109,7 +109,7 @@ model_options = _together(
     click.option(
         "--data",
         required=True,
-        help="package.module:batches, or a file .npy, .npz, .pt (x, and y where there are targets), time first for bare weights.",
+        help="package.module:batches, or a file .npy, .npz, .pt (x, and y for targets), time first for bare weights.",
     ),
     click.option(
         "--run-graph",
