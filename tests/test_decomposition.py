@@ -345,6 +345,22 @@ def test_blocks_of_any_size_say_the_same(key, entries, loss, monkeypatch):
     check(play(Scene(key, loss, steps=7, start="with gradient")))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tolerance": -1e-12},
+        {"tolerance": 1},
+        {"tolerance": float("nan")},
+        {"max_lag": -1},
+        {"max_lag": 2.5},
+        {"bias": "every"},
+    ],
+)
+def test_options_that_mean_nothing_are_refused(asked):
+    with pytest.raises(tt.ThroughtimeError, match=f"got {next(iter(asked))}="):
+        play(Scene("gru", steps=4)).flow(**asked)
+
+
 @every_cell
 def test_one_origin_of_one_sequence_is_left(key, monkeypatch):
     """All others have passed the start: what is left goes on alone, a few steps at a time."""
