@@ -345,6 +345,30 @@ def test_blocks_of_any_size_say_the_same(key, entries, loss, monkeypatch):
     check(play(Scene(key, loss, steps=7, start="with gradient")))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tolerance": -1e-12},
+        {"tolerance": 1},
+        {"tolerance": float("nan")},
+        {"max_lag": -1},
+        {"max_lag": 2.5},
+        {"bias": "every"},
+    ],
+)
+def test_options_that_mean_nothing_are_refused(asked):
+    with pytest.raises(tt.ThroughtimeError, match=f"got {next(iter(asked))}="):
+        play(Scene("gru", steps=4)).flow(**asked)
+
+
+@every_cell
+def test_one_origin_of_one_sequence_is_left(key, monkeypatch):
+    """All others have passed the start: what is left goes on alone, a few steps at a time."""
+    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", 16)
+    scene = Scene(key, steps=12, batch=3, start="with gradient")
+    check(play(scene, loss=lambda y, _: bend(y[2]) + bend(y[11, 1])))
+
+
 def numbers(layer: LayerFlow) -> dict[str, np.ndarray]:
     """All arrays by lag, by name."""
     out = {name: np.asarray(getattr(layer, name)) for name in ("share", "bias", "cosine", "signal_to_noise")}

@@ -71,6 +71,19 @@ def test_other_numbers_are_refused():
             record.sample(**asked)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"origins": "many"}, {"origins": 2.5}, {"groups": 2.5}, {"max_lag": -1}, {"tolerance": -1.0}]
+)
+def test_what_is_no_number_of_them_is_refused(asked):
+    with pytest.raises(InputError, match=f"{next(iter(asked))}="):
+        record_of(6).sample(**{"origins": 4, "groups": 2} | asked)
+
+
+def test_more_than_there_are_is_refused_where_whole_groups_would_fit():
+    with pytest.raises(InputError, match="no more origins than"):
+        record_of(6).sample(7, groups=2)
+
+
 def test_nothing_is_changed():
     record = record_of(10)
     before = record.traces()[0].gradient.clone()

@@ -255,6 +255,28 @@ def changed_weights(file):
     layer(model, data(5), error, resume=file)
 
 
+def changed_head(file):
+    """Nothing is left to do, and the recurrent layer is the same: the old numbers would come out as this model's."""
+    model = net()
+    with torch.no_grad():
+        model.head.weight *= 2
+    layer(model, data(3), error, resume=file)
+
+
+def damaged(file):
+    kept = torch.load(file, weights_only=True)
+    kept["state"]["measured"]["layers"]["rnn"]["sums"]["given"][0] += 1
+    torch.save(kept, file)
+    layer(net(), data(3), error, resume=file)
+
+
+def without_options(file):
+    kept = torch.load(file, weights_only=True)
+    del kept["state"]["asked"]
+    torch.save(kept, file)
+    layer(net(), data(3), error, resume=file)
+
+
 def no_state(file):
     file.write_bytes(b"nothing of the kind")
     layer(net(), data(5), error, resume=file)
@@ -270,11 +292,31 @@ def a_pickle(file):
     [
         (lambda file: layer(net(), data(5, seed=9), error, resume=file), "batch 0 that differs"),
         (lambda file: layer(net(), data(5), error, resume=file, max_lag=3), "other options: max_lag"),
-        (changed_weights, "weights of layer 'rnn' that differ"),
+        (lambda file: layer(net(), data(2), error, resume=file), "2 batches, fewer than the 3"),
+        (lambda file: layer(net(), data(5), error, resume=file, layers=["rnn"]), "another choice of layers"),
+        (lambda file: layer(net(), [x for x, _ in data(5)], resume=file, signal_to_noise=True), "another kind of loss"),
+        (lambda file: layer(net().eval(), data(5), error, resume=file), "another model"),
+        (changed_weights, "another model"),
+        (changed_head, "another model"),
+        (damaged, "no state of a run"),
+        (without_options, "no state of a run"),
         (no_state, "no state of a run"),
         (a_pickle, "no state of a run"),
     ],
-    ids=["data", "options", "weights", "file", "code"],
+    ids=[
+        "data",
+        "options",
+        "fewer",
+        "layers",
+        "probe",
+        "mode",
+        "weights",
+        "head",
+        "damaged",
+        "lacking",
+        "file",
+        "code",
+    ],
 )
 def test_states_that_do_not_fit(tmp_path, use, words):
     file = tmp_path / "state.pt"
@@ -288,6 +330,68 @@ def test_digests_tell_batches_apart():
     assert digest((x, 1)) == digest([x.clone(), 1])
     assert len({digest(each) for each in ((x, 1), (x, 2), (x.flip(0), 1), {"x": x}, {"y": x}, x.numpy()[:5])}) == 6
     assert digest(torch.zeros(0)) != digest(x)
+    assert digest(torch.zeros(2, 3)) != digest(torch.zeros(3, 2))
+
+
+class Item:
+    """A batch of its own kind, as some loaders yield."""
+
+    def __init__(self, x):
+        self.x, self.itself = x, self
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x: x[0],  # no axis
+        lambda x: x[None].T,
+        lambda x: x.to_sparse(),
+        lambda x: torch.complex(x, x).conj(),
+        lambda x: np.array([{}, float(x[0])], dtype=object),
+        lambda x: np.array(["a", str(float(x[0]))]),
+        Item,
+    ],
+)
+def test_batches_of_every_kind_have_digests(kind):
+    x = torch.arange(1.0, 6)
+    assert digest(kind(x)) == digest(kind(x.clone())) != digest(kind(x + 1))
+
+
+def test_other_data_are_told_where_nothing_is_left_to_do(tmp_path):
+    """The interval ended the run: the file alone would answer for whatever data are given."""
+    file = tmp_path / "state.pt"
+    first = tt.diagnose(net().eval(), data(40, size=50), error, stop_when=0.5, resume=file).flow.stream
+    assert first.batches < 40
+    assert tt.diagnose(net().eval(), data(40, size=50), error, stop_when=0.5, resume=file).flow.stream == first
+    with pytest.raises(InputError, match="batch 0 that differs"):
+        tt.diagnose(net().eval(), data(40, size=50, seed=1), error, stop_when=0.5, resume=file)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5])
+def test_a_limit_is_a_number_of_batches(limit):
+    with pytest.raises(InputError, match=f"limit={limit}"):
+        layer(net(), data(3), error, limit=limit)
+
+
+class BothWays(nn.Module):
+    """Two layers that read in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(2, 3, 2, bidirectional=True), nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][-1])
+
+
+@pytest.mark.parametrize(("count", "resume"), [(8, False), (9, False), (2, True)])
+def test_a_total_through_both_directions_is_told_or_missing(count, resume, tmp_path):
+    options = {"resume": tmp_path / "state.pt"} if resume else {}
+    flow = tt.diagnose(BothWays().double(), data(count, steps=5), error, stop_when=None, **options).flow
+    told = {each.field: each.reason for each in flow.missing}
+    assert ("rnn" in flow.layers) == (count == 8) == ("layers.rnn" not in told)
+    if count != 8:
+        assert "through both directions" in told["layers.rnn"]
 
 
 @pytest.mark.parametrize(

@@ -701,6 +701,17 @@ def test_a_window_that_is_none_is_an_error(net, given):
         tt.window(net, batch(), square, windows=[given])
 
 
+@pytest.mark.parametrize("given", [17, "17", Window(17, 17)])
+def test_a_single_window_needs_no_list(net, given):
+    told = tt.window(net, batch(), square, windows=given, cost=False)
+    assert 17 in {row.window.k2 for row in told.chunks}
+
+
+def test_where_max_lag_ends_the_lags_no_tolerance_is_named(net):
+    told = tt.window(net, batch(), square, max_lag=3, cost=False)
+    assert "max_lag ended them" in {each.field: each.reason for each in told.missing}["sliding.bias"]
+
+
 def test_other_words_that_are_wrong_are_errors(net):
     with pytest.raises(tt.ThroughtimeError, match="no loss"):
         tt.window(net, batch())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from throughtime import gates, units
 from throughtime.demand import Method
+from throughtime.errors import InputError
 from throughtime.flow import Sequence
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
@@ -32,7 +34,7 @@ LEVELS = (0.1, 0.01, 0.001)
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of `throughtime.explain.explain`; demand: the method, or None."""
+    """The options of `throughtime.explain.explain`; demand: the method, or None. Raises InputError."""
 
     tolerance: float = 1e-12
     max_lag: int | None = None
@@ -42,6 +44,15 @@ class Asked:
     demand: Method | None = "covariance"
     origin_step: bool = True
     derivative: str = "closed"
+
+    def __post_init__(self) -> None:
+        most = self.max_lag
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"tolerance={self.tolerance}", "0 or more, and below 1", "0 tells every lag apart")
+        if most is not None and (not isinstance(most, Integral) or isinstance(most, bool) or most < 0):
+            raise InputError(f"max_lag={most}", "a whole number of steps, 0 or more", "leave it out to tell every lag")
+        if self.bias not in ("all", "horizon"):
+            raise InputError(f"bias={self.bias!r}", "'all' or 'horizon'", "use 'all' for the bias at every K")
 
 
 @dataclass

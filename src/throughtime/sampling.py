@@ -13,10 +13,12 @@ so that both sums follow from the two means; the error of the result is the jack
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from throughtime.collect import Asked
 from throughtime.errors import InputError
 from throughtime.flow import Array
 from throughtime.linearize import Linearization
@@ -54,12 +56,17 @@ def sample(
 ) -> Sampled:
     """Estimate a layer's terms from some of its origins. Costs as many sweeps as a flow of `origins` losses.
 
-    origins: how many are drawn, in `groups` of one size. max_lag, tolerance: see `throughtime.sweep.sweep`.
-    Raises InputError where there are fewer origins than asked for, or fewer than two a group would leave no spread.
+    origins: how many are drawn, in `groups` of one size: what is left over is not drawn. max_lag, tolerance: see
+    `throughtime.sweep.sweep`. Raises InputError where there are fewer origins than asked for, and with fewer than two groups,
+    which have no spread.
     """
+    Asked(tolerance=tolerance, max_lag=max_lag)
     there = trace.origins()
+    for name, value in (("origins", origins), ("groups", groups)):
+        if not isinstance(value, Integral):
+            raise InputError(f"{name}={value!r}", "a whole number", "write sample(100, groups=8)")
     size = origins // max(1, groups)
-    if groups < 2 or size < 1 or size * groups > len(there):
+    if origins > len(there) or groups < 2 or size < 1:
         raise InputError(
             f"origins={origins} in {groups} groups, of the {len(there)} at layer '{trace.name}'",
             "at least two groups, and no more origins than there are steps with a loss",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.sums import from_plain, plain
 
-FORMAT = "throughtime-state/1"
+FORMAT = "throughtime-state/2"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -24,7 +23,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            torch.save({"format": FORMAT, "state": plain(state)}, file)
+            kept = plain(state)
+            torch.save({"format": FORMAT, "state": kept, "digest": digest(kept)}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -33,33 +33,43 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """The state in a file; None where there is no file. No code in it can run."""
+    """The state in a file; None where there is no file. No code in it can run, and a damaged file is refused."""
     if not path.exists():
         return None
     wrong = InputError(
-        f"{path}, which is no state of a run", f"a file of format {FORMAT}", "name another file, or delete this one"
+        f"{path}, which is no state of a run, or a damaged one",
+        f"a file of format {FORMAT}",
+        "name another file, or delete this one",
     )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        whole = isinstance(found, dict) and found.get("format") == FORMAT and digest(found["state"]) == found["digest"]
+        state = from_plain(found["state"]) if whole else None
+    except Exception as error:  # whatever a file that nobody has checked can do to a reader
         raise wrong from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(state, dict):
         raise wrong
-    try:
-        return from_plain(found["state"])
-    except (KeyError, TypeError) as error:
-        raise wrong from error
+    return state
 
 
 def digest(batch: Any) -> str:
-    """Of all numbers in a batch: whether a loader gives the same again."""
+    """Of all numbers in a batch: whether a loader gives the same again. Objects count by their attributes."""
     told = hashlib.blake2b(digest_size=8)
+    inside: list[int] = []  # objects that are being read: one may hold itself
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
-            add(value.detach().cpu().contiguous().view(torch.uint8).numpy() if value.numel() else tuple(value.shape))
+            told.update(repr((value.dtype, tuple(value.shape))).encode())
+            dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+            told.update(
+                dense.cpu().resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8).numpy().data
+            )
         elif isinstance(value, np.ndarray):
-            told.update(np.ascontiguousarray(value).view(np.uint8).data)
+            told.update(repr((value.dtype, value.shape)).encode())
+            if value.dtype.hasobject:
+                add(value.ravel().tolist())
+            else:
+                told.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         elif isinstance(value, Mapping):
             for name in value:
                 add(name)
@@ -69,6 +79,11 @@ def digest(batch: Any) -> str:
                 add(each)
         elif isinstance(value, str | int | float | bool | None):
             told.update(repr(value).encode())
+        elif hasattr(value, "__dict__") and id(value) not in inside:
+            inside.append(id(value))
+            add(type(value).__name__)
+            add(vars(value))
+            inside.pop()
 
     add(batch)
     return told.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,9 +135,11 @@ class Task:
 
 @dataclass
 class State:
-    """What a run knows, and its file keeps. rng: random state at the beginning, so that a loader shuffles again as it did."""
+    """What a run knows, and its file keeps. of: see `_run`. rng: random state at the beginning, so that a loader shuffles
+    again as it did."""
 
     asked: Asked
+    of: dict[str, str]
     seed: int
     rng: torch.Tensor
     told: dict[str, tuple[int, bool]] = field(default_factory=dict)
@@ -157,6 +160,7 @@ class State:
         measured = {f: getattr(self.measured, f) for f in ("layers", "names", "reached", "notes")}
         return {
             "asked": asdict(self.asked),
+            "of": self.of,
             "seed": self.seed,
             "rng": self.rng,
             "told": kept,
@@ -165,17 +169,37 @@ class State:
         }
 
 
-def state_of(asked: Asked, file: Path | None, rng: torch.Tensor) -> State:
-    found = None if file is None else load(file)
+def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor) -> State:
+    """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
+    found, asked = None if file is None else load(file), task.asked
+    of = {} if file is None else _run(model, task.reader)
     if found is None:
-        return State(asked, int(digest(rng), 16) >> 2, rng)
+        return State(asked, of, int(digest(rng), 16) >> 2, rng)
+    for name, value in of.items():
+        if found["of"].get(name) != value:
+            raise InputError(
+                f"{file}, the state of a run with another {name}",
+                "the same model, layers and kind of loss as in that run",
+                "name another file: one for each model, checkpoint and question",
+            )
     if found["asked"] != asdict(asked):
         differ = ", ".join(name for name, value in asdict(asked).items() if found["asked"].get(name) != value)
         raise InputError(
             f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
         )
     told = {name: (int(border[0]), bool(border[1])) for name, border in found["told"].items()}
-    return State(asked, found["seed"], found["rng"], told, found["digests"], Measured(**found["measured"]))
+    return State(asked, of, found["seed"], found["rng"], told, found["digests"], Measured(**found["measured"]))
+
+
+def _run(model: nn.Module, reader: Reader) -> dict[str, str]:
+    """What has to be the same for a run to go on, by name."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    modes = [(name, module.training) for name, module in model.named_modules()]
+    return {
+        "model": digest([tensors, modes]),
+        "kind of loss": type(reader).__name__,
+        "choice of layers": repr(getattr(reader, "layers", None)),
+    }
 
 
 def stream(
@@ -199,15 +223,17 @@ def stream(
     file = None if how.resume is None else Path(how.resume)
     calls = Calls(model, task)
     with untouched(model):
-        state = state_of(task.asked, file, rng)
+        state = state_of(model, task, file, rng)
         if file is not None:
             torch.set_rng_state(state.rng)
         stopped, partial = _enough(state, how.stop_when), False
         try:
-            if stopped is not None:
+            if stopped is not None:  # nothing is left to do, but of these data?
+                for batch in islice(iter(batches), 1 if 0 in state.digests else 0):
+                    same_again(state, 0, batch, file)
                 batches = ()
             with ENGINES[how.engine](calls, how.workers) as run:
-                for jobs in _waves(batches, state, task, model, how, file, total, progress):
+                for jobs in _waves(batches, state, task, model, how, file, total, progress, stopped is not None):
                     given = {job.number: digest(job.batch) if file else "" for job in jobs}
                     for number, measured in run(jobs):
                         count_done(state, number, measured, given[number], file, total, progress)
@@ -235,6 +261,7 @@ def _waves(
     file: Path | None,
     total: int | None,
     progress: Tell,
+    stopped: bool,
 ) -> Iterator[list[Job]]:
     """The jobs that are left, some at a time: up to the next look at the interval, and as many as workers can take.
 
@@ -243,7 +270,7 @@ def _waves(
     import os
 
     room = 1 if how.engine == "serial" else AHEAD * (how.workers or os.cpu_count() or 1)
-    source, number, wave = iter(batches), 0, []
+    source, number, wave, counted = iter(batches), -1, [], max(state.digests, default=-1)
     progress(state.done, total or 0, WHAT)
     for number, batch in enumerate(source):
         if number in state.digests:
@@ -260,6 +287,12 @@ def _waves(
         if len(wave) == room or state.done + len(wave) in LOOKS:
             yield wave
             wave = []
+    if number < counted and not stopped:
+        raise InputError(
+            f"{number + 1} batches, fewer than the {state.done} that {file} counts",
+            "the same batches in the same order",
+            "raise the limit, or begin anew with another file",
+        )
     if wave:
         yield wave
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,8 @@ def as_stream(batches: Any, limit: int | None) -> tuple[Iterator[Any], int | Non
 
     One batch is a tensor or array, a dict, a tuple, or a list made of tensors only, as loaders yield it.
     """
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
+        raise InputError(f"limit={limit}", "a whole number of batches, 1 or more", "leave it out to read all")
     if isinstance(batches, Tensor | np.ndarray | dict | tuple) or (
         isinstance(batches, list) and batches and all(isinstance(part, Tensor | np.ndarray) for part in batches)
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -21,6 +21,7 @@ from throughtime.progress import Tell, quiet
 from throughtime.recorder import Record, record
 from throughtime.series import Series
 from throughtime.stream import Read, Reader, Streaming, Task, stream
+from throughtime.sums import LayerSums
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
 
@@ -76,10 +77,19 @@ def flow_by(
         measured, end = stream(model, source, task, how, rng, count, progress)
     flow = flow_of(measured.layers, task.asked, strict)
     flow = _with(flow, measured.names, measured.reached, measured.notes)
-    if whole and len(measured.reached) > 1:
-        why = f"the total lag through several modules is told of up to {SEVERAL} batches: more are added up layer by layer"
-        flow = replace(flow, missing=(*flow.missing, Missing(f"layers.{SERIES}", why)))
+    together = f"is told of up to {SEVERAL} batches worked on together, in this process and without resume"
+    both = [name for name in measured.reached if _both_ways(measured.layers, name)]
+    wholes = {SERIES: "several modules"} if len(measured.reached) > 1 else dict.fromkeys(both, "both directions")
+    for name, through in wholes.items() if whole else ():
+        why = f"the total lag through {through} {together}: these were added up layer by layer"
+        flow = replace(flow, missing=(*flow.missing, Missing(f"layers.{name}", why)))
     return replace(flow, stream=Stream(end.batches, end.stopped, end.partial))
+
+
+def _both_ways(layers: Mapping[str, LayerSums], module: str) -> bool:
+    """Whether the module stacks layers that read in both directions, which has a total lag by signed offset."""
+    own = [sums.about for sums in layers.values() if sums.about.module == module]
+    return len(own) > 2 and any(about.reverse for about in own)
 
 
 def _in_series(model: nn.Module, layers: list[str] | None) -> bool:

@@ -40,7 +40,7 @@ class Paths(Reducer):
         for name in cell.landing if landing.numel() else ():
             here = window.factors[name]
             if window.first:
-                here = torch.cat((self.linearization.window(earlier, window.first).factors[name], here))
+                here = torch.cat((block.linearization.window(earlier, window.first).factors[name], here))
             at = contiguous((landing - earlier).clamp_min(0))
             factors[name] = here[at].unflatten(0, landing.shape)
         inner, size = torch.zeros(len(self.ports), len(block.lags)), torch.zeros(len(block.lags))

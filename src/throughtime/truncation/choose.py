@@ -42,7 +42,7 @@ def window(
     loss: Callable[..., Tensor] | None = None,
     needed_lag: int | None = None,
     *,
-    windows: Iterable[int | str | tuple[int, int] | Window] = (),
+    windows: int | str | Window | Iterable[int | str | tuple[int, int] | Window] = (),
     level: float = LEVEL,
     cost: bool = True,
     layers: list[str] | None = None,
@@ -62,6 +62,7 @@ def window(
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
+    windows = [windows] if isinstance(windows, int | str | Window) else windows
     asked = [each if isinstance(each, Window) else Window.of(each) for each in windows]
     if not 0 < level < 1:
         raise InputError(f"level={level}", "a bias between 0 and 1", f"use level={LEVEL}")
@@ -259,7 +260,10 @@ class _Measured:
         """Numbers that no row has, and why."""
         out = [Missing("sliding.low", "read from the flow, which does not keep sequences apart")]
         if any(np.isnan(row.whole.bias) for row in report.sliding):
-            out.append(Missing("sliding.bias", "beyond the lags told apart: what is left there is under the tolerance"))
+            tails = [layer.tail for layer in self.flow.layers.values() if layer.tail is not None]
+            cut = any(tail.tolerance is None for tail in tails)
+            left = "max_lag ended them, whatever was left" if cut else "what is left there is under the tolerance"
+            out.append(Missing("sliding.bias", f"beyond the lags told apart: {left}"))
         if report.chunks and np.isnan(report.chunks[0].whole.low):
             out.append(
                 Missing("chunks.low", f"an interval over sequences needs {LEAST_GROUPS} of them, and a gradient")
