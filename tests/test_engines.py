@@ -49,6 +49,23 @@ def test_what_cannot_be_sent_is_told():
         layer(model, data(3), error, engine="joblib", workers=2)
 
 
+def test_a_batch_that_cannot_be_sent_is_told():
+    batches = [(x, y, torch.futures.Future()) for x, y in data(9)]
+    with pytest.raises(InputError, match=r"batch 1, which cannot be sent to another process"):
+        layer(net(), batches, lambda model, batch: error(model, batch[:2]), engine="joblib", workers=2)
+
+
+def not_a_number(model, batch):
+    return error(model, batch) * (torch.nan if batch[0][0, 0, 0] > 0.5 else 1)
+
+
+def test_an_error_in_a_worker_keeps_its_words():
+    with pytest.raises(InputError) as found:
+        layer(net(), data(9), not_a_number, engine="joblib", workers=2)
+    assert str(found.value).startswith("got nan in the gradient")
+    assert found.value.expected == "finite numbers"
+
+
 @pytest.mark.parametrize("engine", ["joblib", "ray"])
 def test_a_missing_package_is_named(monkeypatch, engine):
     monkeypatch.setitem(sys.modules, engine, None)

@@ -373,6 +373,12 @@ def test_a_limit_is_a_number_of_batches(limit):
         layer(net(), data(3), error, limit=limit)
 
 
+def test_no_horizon_is_told_of_a_gradient_whose_square_is_no_number():
+    got = layer(net(), data(9), lambda model, batch: error(model, batch) * 1e-200)
+    assert np.isnan(got.bias).all()
+    assert set(got.horizon.values()) == {None}
+
+
 class BothWays(nn.Module):
     """Two layers that read in both directions."""
 

@@ -117,7 +117,7 @@ def of_terms(
         cosine = np.clip(summed / np.sqrt(np.maximum(told_bias**2 + 2 * summed - 1, 0)), -1, 1)
     horizon = {}
     for level in levels:
-        above = np.flatnonzero(bias > level)
+        above = np.flatnonzero(~(bias <= level))  # a bias that is none, for G has no size, lies under no level
         first = int(above[-1]) + 1 if len(above) else 0
         horizon[level] = first if first <= last else None
     rest_norm = float(rest.norm())

@@ -58,7 +58,7 @@ def joblib(calls: Calls, workers: int | None) -> Iterator[Run]:
         raise _lacking("joblib") from None
     payload = _payload(calls, dumps)
     with Parallel(n_jobs=workers or -1, return_as="generator_unordered") as parallel:
-        yield lambda jobs: parallel(delayed(_work)(payload, job) for job in jobs)
+        yield lambda jobs: parallel([delayed(_work)(payload, _packed(job, dumps)) for job in jobs])
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def ray(calls: Calls, workers: int | None) -> Iterator[Run]:
         remote = cluster.remote(max_retries=-1)(_work)
 
         def run(jobs: list[Job]) -> Iterator[Any]:
-            waiting = [remote.remote(payload, job) for job in jobs]
+            waiting = [remote.remote(payload, _packed(job, dumps)) for job in jobs]
             while waiting:
                 done, waiting = cluster.wait(waiting)
                 yield cluster.get(done[0])
@@ -108,6 +108,17 @@ def _payload(calls: Calls, dumps: Callable[[Any], bytes]) -> bytes:
         ) from error
 
 
+def _packed(job: Job, dumps: Callable[[Any], bytes]) -> bytes:
+    try:
+        return dumps(job)
+    except Exception as error:
+        raise InputError(
+            f"batch {job.number}, which cannot be sent to another process ({type(error).__name__}: {error})",
+            "batches that can be pickled",
+            "leave open files and locks out of them, or use engine='serial'",
+        ) from error
+
+
 def _lacking(name: str) -> InputError:
     return InputError(f"engine='{name}' without {name}", f"the package {name}", f"pip install 'throughtime[{name}]'")
 
@@ -118,7 +129,7 @@ def _unpacked(payload: bytes) -> Calls:
     return pickle.loads(payload)
 
 
-def _work(payload: bytes, job: Job) -> Any:
+def _work(payload: bytes, job: bytes) -> Any:
     torch.set_num_threads(1)
     calls = _unpacked(payload)
-    return calls.task(calls.model, job)
+    return calls.task(calls.model, pickle.loads(job))

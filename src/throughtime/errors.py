@@ -1,5 +1,7 @@
 """The library's own errors. Each message says what was got, what was expected and what to do."""
 
+from typing import Any
+
 
 class ThroughtimeError(Exception):
     """Base of every error this library raises on purpose."""
@@ -8,6 +10,9 @@ class ThroughtimeError(Exception):
         self.got, self.expected, self.do = got, expected, do
         parts = [f"got {got}", f"expected {expected}" if expected else "", f"do this: {do}" if do else ""]
         super().__init__("; ".join(part for part in parts if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.got, self.expected, self.do), self.__dict__  # from its words, and not from the message
 
 
 class UnsupportedError(ThroughtimeError):
