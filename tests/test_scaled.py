@@ -53,6 +53,22 @@ def test_rescaling_changes_no_number(dtype):
     assert (new.abs().amax(1)[alive].log2().abs() <= 30).all()
 
 
+@pytest.mark.parametrize("waiting", [0, 50, 10**6])
+def test_what_names_an_entry_again_is_added_and_waits_in_bounded_memory(waiting, monkeypatch):
+    """A lag in several lanes, as a sweep of many origins tells it. All numbers are small integers times powers of two."""
+    monkeypatch.setattr("throughtime.scaled.WAITING", waiting)
+    generator = torch.Generator().manual_seed(0)
+    total, wanted = Scaled.zeros(3, 6), torch.zeros(3, 6, dtype=torch.float64)
+    for _ in range(40):
+        index = torch.randint(0, 6, (int(torch.randint(0, 3, (), generator=generator)),), generator=generator).unique()
+        value = torch.randint(-9, 9, (3, len(index)), generator=generator).double()
+        exponent = torch.randint(-4, 4, (len(index),), generator=generator)
+        total.add_at(index, value, exponent)
+        wanted[:, index] += value * 2.0**exponent
+        assert sum(each[1].numel() for parts in total._waiting.values() for each in parts) <= waiting
+    assert torch.equal(total.value(), wanted)
+
+
 def test_sums_of_very_different_sizes():
     total, other = Scaled.zeros(2, 4), Scaled.zeros(2, 4)
     total.add_at(torch.tensor([0, 1]), torch.tensor([[3.0, 5.0], [0.0, -1.0]]), torch.tensor([-4000, 2000]))

@@ -15,18 +15,21 @@ from torch import Tensor
 
 Kept = TypeVar("Kept")
 
+WAITING = 2**23  # numbers that may wait to be added up: 64 MiB
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 
 
 class Scaled:
     """mantissa (..., N) float64 times 2^exponent (N,), int64. Sums may be added to each other.
 
-    What is added is kept as it comes, and added up when a number is asked for: a sweep adds at every lag.
+    What is added is kept as it comes, and added up when a number is asked for, or when much of it waits: a sweep adds at every
+    lag, and for each of its lanes.
     """
 
     def __init__(self, mantissa: Tensor, exponent: Tensor) -> None:
         self._mantissa, self._exponent = mantissa, exponent
         self._waiting: dict[tuple[int | None, int | None], list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._held = 0  # numbers that wait
 
     @staticmethod
     def zeros(*shape: int) -> Scaled:
@@ -36,6 +39,9 @@ class Scaled:
     def add_at(self, index: Tensor, value: Tensor, exponent: Tensor, rows: slice = slice(None)) -> None:
         """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once; of some rows (first axis)."""
         self._waiting.setdefault((rows.start, rows.stop), []).append((index, value, exponent))
+        self._held += value.numel()
+        if self._held > WAITING:
+            self._settle()
 
     @property
     def mantissa(self) -> Tensor:
@@ -48,16 +54,14 @@ class Scaled:
         return self._exponent
 
     def _settle(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting, self._held = self._waiting, {}, 0
         for bounds, added in waiting.items():
             index, exponent = (torch.cat([each[place] for each in added]).long().cpu() for place in (0, 2))
             value = torch.cat([each[1].detach().double() for each in added], dim=-1).cpu()
-            if len(index.unique()) == len(index):
-                self._add(slice(*bounds), index, value, exponent)
-            else:
-                for place in range(len(index)):
-                    one = slice(place, place + 1)
-                    self._add(slice(*bounds), index[one], value[..., one], exponent[one])
+            turn = _turn(index)
+            for number in range(int(turn.max()) + 1 if len(turn) else 0):  # what names the same entry goes one by one
+                here = turn == number
+                self._add(slice(*bounds), index[here], value[..., here], exponent[here])
 
     def _add(self, rows: slice, index: Tensor, value: Tensor, exponent: Tensor) -> None:
         own = self._mantissa[rows] if self._mantissa.ndim > 1 else self._mantissa  # a view
@@ -103,6 +107,13 @@ class Scaled:
     def value(self) -> Tensor:
         """The numbers as float64, 0 or infinite where they leave its range."""
         return torch.where(self.mantissa == 0, 0.0, self.mantissa * power_of_two(self.exponent))
+
+
+def _turn(index: Tensor) -> Tensor:
+    """For each entry, how often it was named before."""
+    order = torch.argsort(index, stable=True)
+    first = torch.searchsorted(index[order], index[order])
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
