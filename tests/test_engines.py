@@ -78,6 +78,20 @@ def test_distributed_needs_a_job():
         layer(net(), data(3), error, engine="distributed")
 
 
+def test_a_job_goes_on_with_as_many_processes_only(tmp_path, monkeypatch):
+    """Batches are numbered by the number of processes: with another one, some would be counted twice and some never."""
+    asked = {"engine": "distributed", "resume": tmp_path / "state.pt"}
+    group = torch.distributed
+    group.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        layer(net(), data(3), error, **asked)
+        monkeypatch.setattr(group, "get_world_size", lambda: 2)
+        with pytest.raises(InputError, match="another number of processes"):
+            layer(net(), data(3), error, **asked)
+    finally:
+        group.destroy_process_group()
+
+
 PROCESS = """
     import sys
     sys.path.insert(0, {tests!r})

@@ -48,7 +48,7 @@ def through(
     rank, world = distributed.get_rank(), distributed.get_world_size()
     file = None if how.resume is None else Path(f"{how.resume}.{rank}")
     with untouched(model):
-        state = state_of(model, task, file, rng)
+        state = state_of(model, task, file, rng, world)
         if file is not None:
             torch.set_rng_state(state.rng)
         source = iter(batches)

@@ -169,17 +169,17 @@ class State:
         }
 
 
-def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor) -> State:
+def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor, processes: int = 1) -> State:
     """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
     found, asked = None if file is None else load(file), task.asked
-    of = {} if file is None else _run(model, task.reader)
+    of = {} if file is None else _run(model, task.reader, processes)
     if found is None:
         return State(asked, of, int(digest(rng), 16) >> 2, rng)
     for name, value in of.items():
         if found["of"].get(name) != value:
             raise InputError(
                 f"{file}, the state of a run with another {name}",
-                "the same model, layers and kind of loss as in that run",
+                "the same model, layers, kind of loss and number of processes as in that run",
                 "name another file: one for each model, checkpoint and question",
             )
     if found["asked"] != asdict(asked):
@@ -191,7 +191,7 @@ def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor)
     return State(asked, of, found["seed"], found["rng"], told, found["digests"], Measured(**found["measured"]))
 
 
-def _run(model: nn.Module, reader: Reader) -> dict[str, str]:
+def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
     """What has to be the same for a run to go on, by name."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     modes = [(name, module.training) for name, module in model.named_modules()]
@@ -199,6 +199,7 @@ def _run(model: nn.Module, reader: Reader) -> dict[str, str]:
         "model": digest([tensors, modes]),
         "kind of loss": type(reader).__name__,
         "choice of layers": repr(getattr(reader, "layers", None)),
+        "number of processes": str(processes),  # by which batches are numbered
     }
 
 
