@@ -422,6 +422,12 @@ def test_window_without_demand_recommends_none(throughtime):
     assert document["chunks"]
 
 
+def test_window_takes_a_few_batches_of_a_loader_without_end(throughtime):
+    code, out, _ = throughtime("window", "mine:Net", "--data", "mine:stream", "--loss", "mine:loss", "--no-cost")
+    assert code == 0
+    assert "20 steps × 96 sequences" in out  # 8 batches of 12
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

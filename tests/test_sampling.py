@@ -84,6 +84,19 @@ def test_more_than_there_are_is_refused_where_whole_groups_would_fit():
         record_of(6).sample(7, groups=2)
 
 
+@pytest.mark.parametrize("groups", [2, 5])
+def test_terms_of_all_groups_fit_the_memory(groups, monkeypatch):
+    """What does not fit is told as one sum beyond the lags that do: nothing of the share is lost."""
+    record = record_of(10)
+    weights = sum(p.numel() for trace in record.traces() for p in trace.weight_gradients.values())
+    whole = record.sample(10, groups=groups)["rnn"]
+    monkeypatch.setattr("throughtime.sampling.MEMORY", 8 * weights * (groups + 4) * 3 + 100)
+    some = record.sample(10, groups=groups)["rnn"]
+    assert len(some.share) == 3 < len(whole.share)
+    for name in ("share", "beyond", "squared_norm", "squared_bias", "squared_bias_error"):
+        np.testing.assert_allclose(getattr(some, name), getattr(whole, name)[:3], rtol=1e-9, atol=1e-14)
+
+
 def test_nothing_is_changed():
     record = record_of(10)
     before = record.traces()[0].gradient.clone()

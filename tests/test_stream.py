@@ -234,6 +234,7 @@ def test_a_killed_run_loses_at_most_one_batch(tmp_path):
         process.send_signal(signal.SIGKILL)
         rest = [int(line) for line in process.stdout]
     begun = max([6, *rest])
+    (tmp_path / ".state.pt.part").write_bytes(b"half of it")  # where the kill came while it wrote
     kept = module.load(file)["digests"]
     assert list(kept) == list(range(len(kept)))
     assert len(kept) >= begun - 1  # one is being read, one was being worked on
@@ -246,6 +247,7 @@ def test_a_killed_run_loses_at_most_one_batch(tmp_path):
     got = layer(net(), data(60), counted, resume=file, limit=12)
     assert len(worked) == 12 - len(kept)
     same(got, layer(net(), data(12), error), rtol=1e-12)
+    assert os.listdir(tmp_path) == ["state.pt"]
 
 
 def changed_weights(file):

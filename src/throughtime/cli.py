@@ -132,7 +132,9 @@ model_options = _together(
         help="A recurrent layer by its name; all by default, one of a file. May be repeated.",
     ),
     click.option(
-        "--limit", type=click.IntRange(min=1), help="Batches to read of a loader at most; without it, all it has."
+        "--limit",
+        type=click.IntRange(min=1),
+        help="Batches to read of a loader at most; without it, all it has, and 8 for a window.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     *file_options,
@@ -337,7 +339,10 @@ def window(windows: tuple[str, ...], level: float, no_cost: bool, form: str, **g
 
     asked = [Window.of(each) for each in windows]
     with _given(**given) as (network, _, batches, loss, tell, options):
+        from throughtime.truncation.choose import BATCHES
         from throughtime.truncation.choose import window as run
+
+        options["limit"] = options["limit"] or BATCHES  # they are held together: a loader may never end
 
         told = run(network, batches, loss, windows=asked, level=level, cost=not no_cost, progress=tell, **options)
     if form == "json":

@@ -78,16 +78,23 @@ def sample(
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
         lin = Linearization(trace)
         given = flat(lin, dict(trace.weight_gradients))
-        terms, tails = zip(*(_terms(part, told) for part in parts), strict=True)
+        kept = given.new_empty(told, groups, len(given))  # G(τ) by group
+        left = given.new_empty(groups, len(given))  # beyond the last lag
+        for group, part in enumerate(parts):
+            kept[:, group], left[group] = _terms(part, told)
     scale = len(there) / size
-    kept, tail = torch.stack(terms) * scale, torch.stack(tails) * scale
-    left = tail + kept.flip(2).cumsum(2).flip(2) - kept  # beyond K
+    kept *= scale
+    left *= scale
     square = given.square().sum()
     rest = 1 - size * groups / len(there)
-    share, share_error = _mean(torch.einsum("mwl,w->ml", kept, given) / square, rest)
-    beyond, beyond_error = _mean(torch.einsum("mwl,w->ml", left, given) / square, rest)
-    squared, squared_error = square_of_sum(kept, len(there), size)
-    bias, bias_error = square_of_sum(left, len(there), size)
+    share, share_error = _mean((kept @ given).mT / square, rest)
+    squared, squared_error = square_of_sum(kept.permute(1, 2, 0), len(there), size)
+    for lag in reversed(range(told)):  # in its place: what lies beyond K
+        own = kept[lag].clone()
+        kept[lag] = left
+        left += own
+    beyond, beyond_error = _mean((kept @ given).mT / square, rest)
+    bias, bias_error = square_of_sum(kept.permute(1, 2, 0), len(there), size)
     return Sampled(
         name=trace.name,
         drawn=size * groups,
@@ -113,7 +120,8 @@ def _of(trace: Trace, origins: list[int]) -> Trace:
 def _told(parts: list[Trace], max_lag: int | None, tolerance: float, trace: Trace) -> int:
     """How many lags to tell apart: as far as any group's adjoints reach, within `MEMORY`."""
     weights = sum(row.size for row in rows_of(Linearization(trace)))
-    most = min(trace.steps, max(1, MEMORY // (8 * weights * 2 * len(parts))))
+    held = len(parts) + 4  # the groups', and copies of one's
+    most = min(trace.steps, max(1, MEMORY // (8 * weights * held)))
     if max_lag is not None:
         return min(max_lag + 1, most)
     with torch.no_grad():
@@ -122,10 +130,10 @@ def _told(parts: list[Trace], max_lag: int | None, tolerance: float, trace: Trac
 
 
 def _terms(part: Trace, told: int) -> tuple[Tensor, Tensor]:
-    """G(τ) of one group (W, told), and what lies beyond (W, 1)."""
+    """G(τ) of one group (told, W), and what lies beyond (W,)."""
     kept = LagTerms(Linearization(part), told)
     sweep(kept.linearization, [kept], 0, told - 1)
-    return kept.scaled("terms").value(), kept.scaled("tail").value()
+    return kept.scaled("terms").value().T, kept.scaled("tail").value()[:, 0]
 
 
 def _mean(values: Tensor, rest: float) -> tuple[Array, Array]:
@@ -138,7 +146,8 @@ def square_of_sum(values: Tensor, of: int, size: int) -> tuple[Tensor, Tensor]:
 
     Returns the estimate (L,) and its jackknife standard error over groups, as if they were drawn from infinitely many terms.
     """
-    inner = torch.einsum("mwl,nwl->mnl", values, values)
+    by_lag = values.permute(2, 0, 1)
+    inner = (by_lag @ by_lag.mT).permute(1, 2, 0)
     own, whole, groups = inner.diagonal(dim1=0, dim2=1).mT, inner.sum((0, 1)), len(values)
 
     def estimate(whole: Tensor, each: Tensor, groups: int) -> Tensor:

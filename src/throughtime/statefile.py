@@ -20,7 +20,7 @@ FORMAT = "throughtime-state/2"
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state; the file that was there stays whole until the new one is."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")  # one name: what a killed run leaves is written over by the next
     try:
         with open(part, "wb") as file:
             kept = plain(state)

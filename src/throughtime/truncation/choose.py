@@ -52,7 +52,8 @@ def window(
 ) -> WindowReport:
     """Which truncation window to train with: what each loses of the gradient and costs, and which one to use.
 
-    model, batches, loss, needed_lag, layers, limit: as `throughtime.diagnose` takes them; the model is left exactly as it was.
+    model, batches, loss, needed_lag, layers: as `throughtime.diagnose` takes them; the model is left exactly as it was.
+    limit: of a loader so many batches are read at most, and held together.
     windows: more of them, each K (chunks: the state detached every K steps) or (K1, K2) (a backward pass every K1 steps over
     the last K2; Williams & Peng 1990). level: the truncation bias that a recommended window may have. cost: whether memory and
     time are measured, by really truncated passes of the recurrent layers. options: those of `throughtime.explain.explain`.
