@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from throughtime.accumulate import accumulate, flow_of
 from throughtime.collect import Asked
 from throughtime.diagnosis.measure import StepReader
 from throughtime.flow import LayerFlow
-from throughtime.sums import LayerSums, merge
+from throughtime.streaming.accumulate import accumulate, flow_of
+from throughtime.streaming.sums import LayerSums, merge
 
 STEPS, LAG, NOISE = 24, 3, 2.0
 PLAIN = Asked(demand=None, origin_step=False, hops=False, signal_to_noise=False)

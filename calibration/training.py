@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from calibration.tasks import Task
 from throughtime.diagnosis.rule import History
 from throughtime.flow import LayerFlow
-from throughtime.recorder import record
+from throughtime.recording.recorder import record
 
 MEASURED = 128
 """Sequences in the batch that is measured."""

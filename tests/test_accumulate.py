@@ -13,16 +13,16 @@ from torch import nn
 
 import throughtime as tt
 from reference import drawn
-from throughtime import accumulate as module
-from throughtime import sums as sums_module
-from throughtime.accumulate import accumulate, border, flow_of
 from throughtime.cells import REGISTRY, Weights
 from throughtime.collect import Asked
 from throughtime.errors import InputError
 from throughtime.explain import explain
 from throughtime.gates import STEP
 from throughtime.scaled import Scaled
-from throughtime.sums import from_plain, merge, plain
+from throughtime.streaming import accumulate as module
+from throughtime.streaming import sums as sums_module
+from throughtime.streaming.accumulate import accumulate, border, flow_of
+from throughtime.streaming.sums import from_plain, merge, plain
 from throughtime.trace import Trace, joined
 
 EVERY_CELL = sorted(REGISTRY)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import throughtime as tt
-from throughtime.elementwise import taken_out
 from throughtime.flow import LayerFlow
-from throughtime.hooks import edge_of
+from throughtime.recording.elementwise import taken_out
+from throughtime.recording.hooks import edge_of
 
 T, B, D, H = 8, 4, 3, 4
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}

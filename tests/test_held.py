@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import throughtime as tt
-from throughtime import own as own_cells
 from throughtime.flow import LayerFlow
+from throughtime.recording import own as own_cells
 
 T, B, D, H = 8, 4, 3, 5
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}

@@ -6,7 +6,7 @@ from torch import nn
 
 import throughtime as tt
 from throughtime.init import chrono_
-from throughtime.recorder import record
+from throughtime.recording.recorder import record
 
 
 def codes(report) -> dict[str, str]:

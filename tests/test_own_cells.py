@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import throughtime as tt
-from throughtime import own
 from throughtime.errors import InputError, RecordError
+from throughtime.recording import own
 
 T, B, D, H = 7, 3, 3, 5
 

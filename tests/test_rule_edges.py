@@ -19,7 +19,7 @@ from throughtime.diagnosis.rules import gradient_explodes
 from throughtime.diagnosis.rules.gradient_vanishes_before_needed_lag import ENOUGH
 from throughtime.diagnosis.rules.not_a_gradient_problem import stalled
 from throughtime.flow import Flow, LayerFlow
-from throughtime.recorder import record
+from throughtime.recording.recorder import record
 
 UNKNOWN = Needed("rnn", (), "unknown")
 

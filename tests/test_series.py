@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import throughtime as tt
-from throughtime.chains import runs_of
 from throughtime.explorer import flowfile
 from throughtime.flow import LayerFlow
-from throughtime.offsets import Offsets
+from throughtime.recording.chains import runs_of
 from throughtime.report.json import schema
-from throughtime.series import stack_of
-from throughtime.total import total_of
+from throughtime.whole.offsets import Offsets
+from throughtime.whole.series import stack_of
+from throughtime.whole.total import total_of
 
 T, B, D, H = 6, 3, 3, 4
 LENGTHS = torch.tensor([6, 5, 2])
@@ -368,7 +368,7 @@ def test_the_explorer_shows_the_layers_of_a_whole(tmp_path):
 
 def test_without_the_terms_of_all_offsets_shares_stay(monkeypatch):
     whole = stack().flow(demand=False)
-    monkeypatch.setattr("throughtime.total.TERMS", 1000)
+    monkeypatch.setattr("throughtime.whole.total.TERMS", 1000)
     flow = stack().flow(demand=False)
     for name in ("rnn", "rnn_reverse"):
         np.testing.assert_allclose(flow.layers[name].share, whole.layers[name].share, atol=1e-6)
@@ -399,7 +399,7 @@ def test_tiny_adjoints_are_told_and_below_the_floor_they_are_not_called_zero(mon
     log10 = record.flow(**options).layers["rnn"].adjoint.log10_norm
     assert np.isfinite(log10).all()
     assert log10[-1] < -45  # below single precision
-    monkeypatch.setattr("throughtime.total.FLOOR", -40.0)
+    monkeypatch.setattr("throughtime.whole.total.FLOOR", -40.0)
     past = record.flow(**options).layers["rnn"]
     cut = past.adjoint.log10_norm
     first = int(np.flatnonzero(log10 < -40)[0])

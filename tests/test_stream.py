@@ -21,10 +21,10 @@ from test_accumulate import same
 from test_diagnose import same as alike
 from test_diagnose import state
 from throughtime import cli
-from throughtime import stream as module
 from throughtime.errors import InputError
 from throughtime.report.json import schema
-from throughtime.statefile import digest
+from throughtime.streaming import stream as module
+from throughtime.streaming.statefile import digest
 
 
 class Net(nn.Module):
@@ -86,13 +86,13 @@ def test_probes_stream_too():
 def test_memory_does_not_grow_with_the_data(monkeypatch):
     """All that is kept after 32 batches is as large as after 16."""
     monkeypatch.setattr("throughtime.gates.ROOM", 1000)
-    monkeypatch.setattr("throughtime.sums.SEQUENCES", 20)
-    monkeypatch.setattr("throughtime.accumulate.SEQUENCES", 20)
+    monkeypatch.setattr("throughtime.streaming.sums.SEQUENCES", 20)
+    monkeypatch.setattr("throughtime.streaming.accumulate.SEQUENCES", 20)
 
     def kept(count):
         from throughtime.collect import Asked
         from throughtime.diagnosis.measure import StepReader
-        from throughtime.sums import plain
+        from throughtime.streaming.sums import plain
 
         task = module.Task(StepReader(error), Asked(max_lag=11))
         measured, _ = module.stream(net(), data(count), task, module.Streaming(None), torch.get_rng_state())

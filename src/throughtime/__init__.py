@@ -8,8 +8,8 @@ __version__ = _version("throughtime")
 
 # Names are imported when first used, so that the command line's --help need not import torch.
 _PUBLIC = {
-    "record": "recorder",
-    "Record": "recorder",
+    "record": "recording.recorder",
+    "Record": "recording.recorder",
     "Flow": "flow",
     "LayerFlow": "flow",
     "diagnose": "diagnosis.diagnose",
@@ -19,7 +19,7 @@ _PUBLIC = {
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
     "load": "importers.load",
-    "register_cell": "own",
+    "register_cell": "recording.own",
     "window": "truncation.choose",
     "WindowReport": "truncation.result",
 }

@@ -24,7 +24,7 @@ from throughtime.reducers.paths import Paths
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.signal_to_noise import SignalToNoise
 from throughtime.scaled import Scaled
-from throughtime.sums import About, LayerSums, sample_of
+from throughtime.streaming.sums import About, LayerSums, sample_of
 from throughtime.trace import Trace
 
 CONTRACT = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the error; lower precisions: 2e-2
@@ -93,7 +93,7 @@ def collect(
     copies: int = 1,
 ) -> LayerSums:
     """The sums of a swept trace. told: lags told apart; by_hand: whether that was asked for. batch: its number.
-    copies: see `throughtime.accumulate.accumulate`.
+    copies: see `throughtime.streaming.accumulate.accumulate`.
     """
     trace, cell = lin.trace, lin.trace.cell
     by_sequence, arriving = used.adjoints.by_sequence()

@@ -18,10 +18,10 @@ from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.ledger import Ledger
 from throughtime.reducers.shares import Shares
-from throughtime.series import Series
 from throughtime.sweep import stream, sweep
-from throughtime.total import COST, cost, total_of
 from throughtime.trace import Trace
+from throughtime.whole.series import Series
+from throughtime.whole.total import COST, cost, total_of
 
 
 def explain(
@@ -49,8 +49,8 @@ def explain(
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
     raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). copies: of each sequence in a trace,
     by its name, where a probe made several. total: whether the total lag is told where it takes a stream of every origin
-    through every layer (`throughtime.series`); by default where this takes less than `throughtime.total.COST`. series: what
-    these are, of each batch. progress(done, of, layer).
+    through every layer (`throughtime.whole.series`); by default where this takes less than
+    `throughtime.whole.total.COST`. series: what these are, of each batch. progress(done, of, layer).
     """
     asked = Asked(
         tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative

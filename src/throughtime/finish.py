@@ -12,12 +12,12 @@ from throughtime.books import Books
 from throughtime.collect import Asked, own_sum
 from throughtime.demand import Demand, measure
 from throughtime.flow import Adjoint, Horizon, Intervals, LayerFlow, Missing, Sequence, Tail
-from throughtime.intervals import intervals
 from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
-from throughtime.sums import LayerSums
+from throughtime.streaming.intervals import intervals
+from throughtime.streaming.sums import LayerSums
 
 
 def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -> LayerFlow:

@@ -156,7 +156,9 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Confidence intervals over batches, widened to the measured value where that lies outside. See `throughtime.intervals`.
+    """Confidence intervals over batches, widened to the measured value where that lies outside.
+
+    See `throughtime.streaming.intervals`.
 
     level: .95. blocks: how many, of so many `batches` each, the spread was taken over. horizon: ε → (K, K), None where no K is
     named. bias, share, log10_arriving: (2, steps) by lag, lower and upper.

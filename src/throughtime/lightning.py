@@ -25,7 +25,7 @@ from throughtime.diagnosis.report import Report
 from throughtime.diagnosis.supply import arrival
 from throughtime.errors import InputError, MissingExtraError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, LayerFlow
-from throughtime.recorder import Record
+from throughtime.recording.recorder import Record
 
 LEVEL = 0.01
 """Of the gradient horizon that is logged: what lies beyond changes the gradient by 1 %."""

@@ -16,9 +16,9 @@ from throughtime.diagnosis.rule import History, registry
 from throughtime.errors import InputError
 from throughtime.flow import Flow, LayerFlow
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import record
+from throughtime.recording.recorder import record
 from throughtime.remedies import Remedy, treating
-from throughtime.stream import Streaming
+from throughtime.streaming.stream import Streaming
 from throughtime.training_step import Step, as_step, as_stream
 from throughtime.verify import Verification, verify
 

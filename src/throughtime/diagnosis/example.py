@@ -32,7 +32,7 @@ def measured(
     """
     import torch
 
-    from throughtime.recorder import record
+    from throughtime.recording.recorder import record
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)

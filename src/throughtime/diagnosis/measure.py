@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from throughtime.accumulate import flow_of
 from throughtime.collect import Asked
 from throughtime.demand import Method
 from throughtime.errors import InputError, RecordError
 from throughtime.explain import explain
 from throughtime.flow import Flow, Missing, Stream
-from throughtime.passages import SERIES
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import Record, record
-from throughtime.series import Series
-from throughtime.stream import Read, Reader, Streaming, Task, stream
-from throughtime.sums import LayerSums
+from throughtime.recording.passages import SERIES
+from throughtime.recording.recorder import Record, record
+from throughtime.streaming.accumulate import flow_of
+from throughtime.streaming.stream import Read, Reader, Streaming, Task, stream
+from throughtime.streaming.sums import LayerSums
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
+from throughtime.whole.series import Series
 
 SEVERAL = 8  # batches that are joined at most
 
@@ -40,7 +40,7 @@ def measure(
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model.
 
-    how, count: see `throughtime.stream`, whose total is the count. options: those of `throughtime.explain.explain`.
+    how, count: see `throughtime.streaming.stream`, whose total is the count. options: those of `throughtime.explain.explain`.
     """
     return flow_by(StepReader(step, layers), model, batches, progress, how, count, **options)
 
@@ -56,7 +56,8 @@ def flow_by(
 ) -> Flow:
     """The flow of what a reader makes of the batches.
 
-    The total lag by signed offset (`throughtime.series`) needs batches together: up to `SEVERAL` are joined where there is one.
+    The total lag by signed offset (`throughtime.whole.series`) needs batches together: up to `SEVERAL` are joined where there
+    is one.
     """
     how = how or Streaming()
     asked, strict = _asked(**options)

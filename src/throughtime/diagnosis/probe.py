@@ -20,10 +20,10 @@ from throughtime.diagnosis.measure import flow_by, traces_and_series
 from throughtime.errors import InputError
 from throughtime.flow import Flow
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import record
-from throughtime.series import Series
-from throughtime.stream import Read, Streaming
+from throughtime.recording.recorder import record
+from throughtime.streaming.stream import Read, Streaming
 from throughtime.trace import Trace, joined
+from throughtime.whole.series import Series
 
 EXACT = 256  # sequences times directions up to which every direction is taken
 RANDOM = 64  # random directions in all sequences together, at least: their mean square is then within some 20 %

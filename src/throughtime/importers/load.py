@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from throughtime.errors import InputError, UnsupportedError
-from throughtime.foreign import FROM_KERAS, is_keras
 from throughtime.importers import importer
 from throughtime.importers.beside import begun, initial_states, names, with_peephole
 from throughtime.importers.convention import CHOICES, Convention, recurrent
@@ -19,8 +18,9 @@ from throughtime.importers.importer import Found
 from throughtime.importers.naming import as_array, torch_layers, wanted
 from throughtime.importers.npz import bare_layers
 from throughtime.importers.stack import merged, whole
+from throughtime.recording.foreign import FROM_KERAS, is_keras
+from throughtime.recording.runs import flipped
 from throughtime.recurrent import Recurrent
-from throughtime.runs import flipped
 
 
 class Reversed(nn.Module):

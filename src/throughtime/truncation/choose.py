@@ -19,7 +19,7 @@ from throughtime.explain import explain
 from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.progress import Tell, quiet
-from throughtime.recorder import record
+from throughtime.recording.recorder import record
 from throughtime.recurrent import Recurrent
 from throughtime.trace import Trace, joined
 from throughtime.training_step import as_batches, as_step, untouched

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.cells.cell import Tensors
-from throughtime.fused import SINGLE
-from throughtime.recorder import Record
+from throughtime.recording.fused import SINGLE
+from throughtime.recording.recorder import Record
 from throughtime.recurrent import scan
 from throughtime.training_step import Step, untouched
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from throughtime import own
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Tensors
 from throughtime.progress import quiet
+from throughtime.recording import own
 from throughtime.recurrent import Recurrent
 from throughtime.trace import Trace
 from throughtime.truncation.gradient import Window

@@ -11,10 +11,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import HELD, OUTPUT, Call
-from throughtime.elementwise import Edge
-from throughtime.hooks import edge_of
-from throughtime.runs import NOTHING
+from throughtime.recording.calls import HELD, OUTPUT, Call
+from throughtime.recording.elementwise import Edge
+from throughtime.recording.hooks import edge_of
+from throughtime.recording.runs import NOTHING
 
 
 class Ways:

@@ -1,6 +1,6 @@
 """What is kept of one call of a layer: copies of what it ran with, and what each backward pass gave it.
 
-`throughtime.hooks` reads it at the edges of the call's own part of autograd's graph.
+`throughtime.recording.hooks` reads it at the edges of the call's own part of autograd's graph.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from throughtime.cells.cell import Cell, Tensors
-from throughtime.elementwise import Edge, Factor
 from throughtime.errors import InputError, RecordError, UnsupportedError
+from throughtime.recording.elementwise import Edge, Factor
 
 INPUT = ""  # the target that stands for a call's input
 OUTPUT = -1  # the place of a fused call's output, beside those of its states

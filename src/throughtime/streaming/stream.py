@@ -15,18 +15,18 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from throughtime.accumulate import accumulate, border, horizon_of
 from throughtime.collect import Asked
-from throughtime.engines import DISTRIBUTED, ENGINES, NAMES, Calls, Job
 from throughtime.errors import InputError
 from throughtime.flow import Missing, Stream
-from throughtime.intervals import LEAST, narrow
 from throughtime.progress import Tell, quiet
-from throughtime.series import Series
-from throughtime.statefile import digest, load, save
-from throughtime.sums import LayerSums, merge
+from throughtime.streaming.accumulate import accumulate, border, horizon_of
+from throughtime.streaming.engines import DISTRIBUTED, ENGINES, NAMES, Calls, Job
+from throughtime.streaming.intervals import LEAST, narrow
+from throughtime.streaming.statefile import digest, load, save
+from throughtime.streaming.sums import LayerSums, merge
 from throughtime.trace import Trace
 from throughtime.training_step import untouched
+from throughtime.whole.series import Series
 
 LEVEL = 0.01  # of the gradient horizon whose interval may end a run
 LOOKS = frozenset(LEAST * size // 2 for power in range(24) for size in (2 * 2**power, 3 * 2**power))
@@ -218,7 +218,7 @@ def stream(
     Ctrl-C ends it with what was done; a run that is killed goes on from its `resume` file.
     """
     if how.engine == DISTRIBUTED:
-        from throughtime import distributed
+        from throughtime.streaming import distributed
 
         return distributed.through(model, batches, task, how, rng, total, progress)
     file = None if how.resume is None else Path(how.resume)

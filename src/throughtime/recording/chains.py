@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import HELD, OUTPUT, Call, Held
 from throughtime.cells.cell import Cell, Weights, pull_by_autograd
-from throughtime.elementwise import Edge, Factor, Reader, filled, plus, times
 from throughtime.errors import UnsupportedError
-from throughtime.hooks import edge_of, hear_held
-from throughtime.runs import Run, Start, besides, run_of
-from throughtime.ways import Ways
+from throughtime.recording.calls import HELD, OUTPUT, Call, Held
+from throughtime.recording.elementwise import Edge, Factor, Reader, filled, plus, times
+from throughtime.recording.hooks import edge_of, hear_held
+from throughtime.recording.runs import Run, Start, besides, run_of
+from throughtime.recording.ways import Ways
 
 
 def link(call: Call, initial: list[Tensor], ways: Ways) -> Iterator[RemovableHandle]:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from throughtime.block import Block
-from throughtime.calls import OUTPUT, Call, Form, check
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Cell, Tensors, Weights
 from throughtime.cells.held import Held
 from throughtime.cells.stack import Stack
 from throughtime.errors import RecordError
 from throughtime.linearize import Linearization
-from throughtime.own import OwnCell
+from throughtime.recording.calls import OUTPUT, Call, Form, check
+from throughtime.recording.own import OwnCell
 from throughtime.scaled import power_of_two
 from throughtime.sweep import stream
 from throughtime.trace import Trace

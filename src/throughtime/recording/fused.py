@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from throughtime.calls import Form
 from throughtime.cells import GRU, LSTM, RNN
 from throughtime.cells.cell import Cell, Tensors
 from throughtime.cells.lstm_projected import LSTMProjected
 from throughtime.errors import InputError, UnsupportedError
-from throughtime.hooks import Edges
-from throughtime.layers import LEAVE_OUT
+from throughtime.recording.calls import Form
+from throughtime.recording.hooks import Edges
+from throughtime.recording.layers import LEAVE_OUT
 from throughtime.recurrent import scan
 
 FUSED: dict[Any, Cell] = {

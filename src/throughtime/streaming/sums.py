@@ -18,10 +18,10 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.flow import Sequence
 from throughtime.gates import GateSums
-from throughtime.intervals import Block, Blocks, Moments, block_of
 from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.origin_step import Places
 from throughtime.scaled import EMPTY, Scaled
+from throughtime.streaming.intervals import Block, Blocks, Moments, block_of
 from throughtime.trace import Trace
 from throughtime.units import together
 
@@ -176,7 +176,7 @@ class LayerSums:
     batches: number of each batch → its sequences. told: lags told apart; by_hand: whether `max_lag` or memory set that.
     lacking: parameters of which autograd gave no gradient. sums: what is added as it stands, by name; by lag along the last
     axis, shorter ones padded. terms, tail: see `throughtime.reducers.lag_terms`, None where one sweep's ledger tells all.
-    first: the first sequence with a loss, and its batch. blocks: see `throughtime.intervals`, None of one batch.
+    first: the first sequence with a loss, and its batch. blocks: see `throughtime.streaming.intervals`, None of one batch.
     """
 
     about: About

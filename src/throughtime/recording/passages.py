@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from throughtime.calls import Call, Form
-from throughtime.elementwise import Edge, taken_out
-from throughtime.hooks import edge_of
-from throughtime.runs import NOTHING, Run, besides, input_gradient, run_of
+from throughtime.recording.calls import Call, Form
+from throughtime.recording.elementwise import Edge, taken_out
+from throughtime.recording.hooks import edge_of
+from throughtime.recording.runs import NOTHING, Run, besides, input_gradient, run_of
 from throughtime.scaled import power_of_two
-from throughtime.series import Level, Sent, Series, levels_of, outputs_of, widened
+from throughtime.whole.series import Level, Sent, Series, levels_of, outputs_of, widened
 
 SERIES = "series"
 """Of the whole of several modules."""
@@ -235,7 +235,7 @@ class Through:
     places: dict[int, int]
 
     def back(self, at_input: Tensor) -> Iterator[Sent]:
-        """See `throughtime.series.Way`."""
+        """See `throughtime.whole.series.Way`."""
         for _, sent in self.told(at_input):
             yield sent
 

@@ -1,7 +1,7 @@
 """Record one backward pass of the user's own training step, leaving the model exactly as it was.
 
 A function mode sees the arrays with which the fused call really ran (parametrizations, functional_call and tied weights
-included); `throughtime.hooks` reads what the backward pass gave this very call. Nothing here raises inside the user's
+included); `throughtime.recording.hooks` reads what the backward pass gave this very call. Nothing here raises inside the user's
 step: what cannot be explained is told when the traces are asked for.
 """
 
@@ -20,24 +20,24 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from throughtime import own
-from throughtime.calls import INPUT, Call, Form, Shared
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Tensors
-from throughtime.chains import link, mixed, runs_of
-from throughtime.elementwise import MIXING
 from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
 from throughtime.flow import Flow, Missing
-from throughtime.fused import FUSED, SINGLE, Masks, arguments
-from throughtime.graph import LONG, hold
-from throughtime.hooks import Edges, edge_of, hook, targets_of
-from throughtime.layers import recurrent_layers
-from throughtime.passages import SERIES, Passages, whole_of
+from throughtime.recording import own
+from throughtime.recording.calls import INPUT, Call, Form, Shared
+from throughtime.recording.chains import link, mixed, runs_of
+from throughtime.recording.elementwise import MIXING
+from throughtime.recording.fused import FUSED, SINGLE, Masks, arguments
+from throughtime.recording.graph import LONG, hold
+from throughtime.recording.hooks import Edges, edge_of, hook, targets_of
+from throughtime.recording.layers import recurrent_layers
+from throughtime.recording.passages import SERIES, Passages, whole_of
+from throughtime.recording.runs import Run, traces_of
+from throughtime.recording.ways import Ways
 from throughtime.recurrent import Recurrent, scan
-from throughtime.runs import Run, traces_of
-from throughtime.series import Series, series_of
 from throughtime.trace import Trace, joined
-from throughtime.ways import Ways
+from throughtime.whole.series import Series, series_of
 
 if TYPE_CHECKING:
     from throughtime.sampling import Sampled
@@ -276,7 +276,7 @@ class Record:
         return [replace(trace, external=None) for trace in whole] if ways is not None and ways.lost else whole
 
     def series(self) -> tuple[list[Series], tuple[Missing, ...]]:
-        """What is told by signed offset, see `throughtime.series`, and why not, where that would be asked for.
+        """What is told by signed offset, see `throughtime.whole.series`, and why not, where that would be asked for.
 
         Raises as `traces` does.
         """

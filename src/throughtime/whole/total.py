@@ -11,10 +11,10 @@ from torch import Tensor
 
 from throughtime.demand import Demand, Method, measure
 from throughtime.flow import Adjoint, Array, Horizon, LayerFlow, Missing, Terms
-from throughtime.offsets import TERMS, Offsets
-from throughtime.runs import flipped
-from throughtime.series import Series
+from throughtime.recording.runs import flipped
 from throughtime.trace import Trace, ends_of
+from throughtime.whole.offsets import TERMS, Offsets
+from throughtime.whole.series import Series
 
 COST = 2e11
 """Multiplications above which a whole is told only where it is asked for: about half a minute on one core."""

@@ -1,4 +1,4 @@
-"""Batches one by one: each becomes sums (`throughtime.sums`), which merge in any order and finish into a flow.
+"""Batches one by one: each becomes sums (`throughtime.streaming.sums`), which merge in any order and finish into a flow.
 
 The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number.
 The terms G(τ) are kept by lag up to where the first batch's tail begins: 8 bytes a weight and lag, up to four times (the whole,
@@ -22,7 +22,7 @@ from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
-from throughtime.sums import SEQUENCES, LayerSums
+from throughtime.streaming.sums import SEQUENCES, LayerSums
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
 

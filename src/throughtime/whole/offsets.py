@@ -1,4 +1,4 @@
-"""Sums by signed offset over the blocks of a series (see `throughtime.series`): terms, shares, norms, adjoints."""
+"""Sums by signed offset over the blocks of a series (see `throughtime.whole.series`): terms, shares, norms, adjoints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from throughtime.cells.cell import gradients_by_autograd
 from throughtime.linearize import Linearization
+from throughtime.recording.runs import flipped
 from throughtime.reducers.products import AUTOGRAD, Blocks, Entry, entries, grouped
-from throughtime.runs import flipped
 from throughtime.scaled import DEAD, Scaled, power_of_two
-from throughtime.series import Rows, Series, walk
+from throughtime.whole.series import Rows, Series, walk
 
 TERMS = 2**26
 """Numbers of all G(δ) together that may be held (512 MB): beyond it norms and bias are not told."""

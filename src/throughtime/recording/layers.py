@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from throughtime import own
 from throughtime.errors import InputError, UnsupportedError
-from throughtime.foreign import FROM_KERAS, is_keras
+from throughtime.recording import own
+from throughtime.recording.foreign import FROM_KERAS, is_keras
 from throughtime.recurrent import Recurrent
 
 LEAVE_OUT = "name the other layers in tt.record(model, layers=[…]) to leave this one out"

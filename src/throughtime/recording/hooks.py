@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from throughtime.calls import Call
 from throughtime.cells.cell import Tensors
-from throughtime.elementwise import Edge
+from throughtime.recording.calls import Call
+from throughtime.recording.elementwise import Edge
 
 
 def hear_held(call: Call, edge: Edge, place: int) -> RemovableHandle:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import InputError
-from throughtime.sums import from_plain, plain
+from throughtime.streaming.sums import from_plain, plain
 
 FORMAT = "throughtime-state/2"
 

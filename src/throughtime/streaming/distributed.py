@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from throughtime.accumulate import border
-from throughtime.engines import Job
 from throughtime.errors import InputError
 from throughtime.flow import Stream
 from throughtime.progress import Tell
-from throughtime.statefile import digest
-from throughtime.stream import WHAT, Measured, Streaming, Task, count_done, same_again, state_of
+from throughtime.streaming.accumulate import border
+from throughtime.streaming.engines import Job
+from throughtime.streaming.statefile import digest
+from throughtime.streaming.stream import WHAT, Measured, Streaming, Task, count_done, same_again, state_of
 from throughtime.training_step import untouched
 
 NOTHING = object()
@@ -34,7 +34,8 @@ def through(
     total: int | None,
     progress: Tell,
 ) -> tuple[Measured, Stream]:
-    """As `throughtime.stream.stream`, called by all processes together. Batch i of process r is batch i·R + r of the whole.
+    """As `throughtime.streaming.stream.stream`, called by all processes together. Batch i of process r is batch i·R + r of
+    the whole.
 
     Where the terms end is said by the first batch of process 0. The interval ends nothing early: processes may have different
     numbers of batches, and each goes through all of its own. The file of `resume` ends on the process's rank.

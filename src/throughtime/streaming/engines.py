@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Job:
-    """A batch and its number. seed: of all batches together; told: see `throughtime.stream.Task`."""
+    """A batch and its number. seed: of all batches together; told: see `throughtime.streaming.stream.Task`."""
 
     number: int
     batch: Any

@@ -3,7 +3,7 @@
 A gradient that enters at step t of the sequence, in its own real time, may reach a layer at an earlier or at a later step k:
 its **offset** is δ = t − k, from the past where it is positive, from ahead where it is negative. Origins go through the parts
 in blocks, from the top: each part streams all of its steps, tells its terms, and sends what its inputs get to what lies
-below. Nothing of the size steps × steps × batch × units is ever held. Sums and results: `throughtime.offsets`.
+below. Nothing of the size steps × steps × batch × units is ever held. Sums and results: `throughtime.whole.offsets`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from throughtime.cells.cell import Pulled, Weights
 from throughtime.linearize import Linearization
-from throughtime.runs import Run, at_carries, flipped, parts_of
+from throughtime.recording.runs import Run, at_carries, flipped, parts_of
 from throughtime.trace import Trace
 
 BLOCK = 2**22
