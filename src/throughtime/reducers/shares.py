@@ -112,4 +112,5 @@ def over(value: Tensor, unit: Tensor) -> np.ndarray:
 def _exponent(blocks: list[Tensor]) -> int:
     """Of the power of two next to the largest entry; 0 where there is none."""
     peak = torch.stack([block.abs().amax() for block in blocks]).amax()
-    return int(torch.frexp(peak).exponent.clamp(-120, 120)) if peak > 0 and torch.isfinite(peak) else 0
+    most = 1000 if peak.dtype == torch.float64 else 120
+    return int(torch.frexp(peak).exponent.clamp(-most, most)) if peak > 0 and torch.isfinite(peak) else 0
