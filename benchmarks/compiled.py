@@ -6,6 +6,7 @@ Times the pullbacks alone of a GRU's sweep, eager and compiled, beside the train
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,11 +38,11 @@ def main() -> None:
             adjoint = pulled.carry
         return torch.stack(adjoints), torch.stack(pre), torch.stack(paths), adjoint
 
-    def swept(run: object) -> Tensor:
+    def swept(run: Callable[..., tuple[Tensor, ...]]) -> Tensor:
         adjoint = start
         for first in range(STEPS - CHUNK, -1, -CHUNK):
             at = slice(first, first + CHUNK)
-            *_, adjoint = run(trace.weights.weight_hh, factors["keep"][at], factors["local"][at], adjoint)  # type: ignore[operator]
+            *_, adjoint = run(trace.weights.weight_hh, factors["keep"][at], factors["local"][at], adjoint)
         return adjoint
 
     with torch.no_grad():

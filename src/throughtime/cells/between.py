@@ -9,33 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from throughtime.cells.cell import Cell, Node, Pulled, Tensors, Weights, unchanged
+from throughtime.cells.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class Between(Cell):
+class Between(Wrapper):
     """cell: what runs at each step. inputs: features of its input."""
 
     cell: Cell
     inputs: int
 
-    def __post_init__(self) -> None:
-        for field in (
-            *("name", "gates", "states", "ports", "port_state", "pre", "sigmoids", "products", "reset", "compound"),
-            *("landing", "gate"),
-        ):
-            object.__setattr__(self, field, getattr(self.cell, field))
-
-    @property
-    def keep(self) -> tuple[str, int] | None:
-        return self.cell.keep
-
-    @property
-    def holds(self) -> bool:
-        return self.cell.holds
+    copied: ClassVar = (*Wrapper.copied, "states", "ports", "port_state")
 
     @property
     def diagonal(self) -> bool:
@@ -43,14 +32,6 @@ class Between(Cell):
 
     def log_keep(self, w: Weights, x: Tensor, pre: Tensors) -> Tensor | None:
         return self.cell.log_keep(w, x[..., : self.inputs], pre)
-
-    @property
-    def convention(self) -> Mapping[str, str]:
-        return self.cell.convention
-
-    @property
-    def banks(self) -> tuple[tuple[str, ...], ...]:
-        return self.cell.banks
 
     def carry_size(self, w: Weights) -> int:
         return self.cell.carry_size(w)
@@ -72,12 +53,6 @@ class Between(Cell):
 
     def path_total(self, w: Weights, port: str, path: Tensor, factors: Tensors) -> Tensor:
         return self.cell.path_total(w, port, path, factors)
-
-    def to_input(self, w: Weights, pre: tuple[Tensor, ...]) -> Tensor:
-        return self.cell.to_input(w, pre)
-
-    def blocks(self, parameter: str) -> tuple[str, ...]:
-        return self.cell.blocks(parameter)
 
     def _passed(self, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The cell's own input, the mask, and the carry as the cell reads it."""

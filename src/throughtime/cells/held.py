@@ -10,28 +10,28 @@ p = 1 and s waits for its end. The way past the cell, b, is a port of its own: "
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from throughtime.cells.cell import Cell, Node, Pulled, Tensors, Weights, unchanged
+from throughtime.cells.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class Held(Cell):
+class Held(Wrapper):
     """cell: what runs at each step. inputs: features of its input. size: the width of its carry."""
 
     cell: Cell
     inputs: int
     size: int
+    _stand_in: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("name", "gates", "pre", "sigmoids", "products", "reset", "compound", "landing", "gate"):
-            object.__setattr__(self, field, getattr(self.cell, field))
-        stand_ins = self._stand_ins()
-        object.__setattr__(self, "_stand_in", stand_ins)
-        object.__setattr__(self, "ports", (*self.cell.ports, *stand_ins))
+        super().__post_init__()
+        object.__setattr__(self, "_stand_in", self._stand_ins())
+        object.__setattr__(self, "ports", (*self.cell.ports, *self._stand_in))
         new = [f"{layer}{dot}new_{state}" for layer, dot, state in (name.rpartition(".") for name in self.cell.states)]
         object.__setattr__(self, "states", (*self.cell.states, *new))
 
@@ -50,14 +50,6 @@ class Held(Cell):
         return out
 
     @property
-    def keep(self) -> tuple[str, int] | None:
-        return self.cell.keep
-
-    @property
-    def holds(self) -> bool:
-        return self.cell.holds
-
-    @property
     def diagonal(self) -> bool:
         return False  # the state comes back by the held port too
 
@@ -69,14 +61,6 @@ class Held(Cell):
             return None
         take, hold = (self.cell.read("carry", value) for value in (take, hold))
         return torch.log(take * kept.exp() + hold)
-
-    @property
-    def convention(self) -> Mapping[str, str]:
-        return self.cell.convention
-
-    @property
-    def banks(self) -> tuple[tuple[str, ...], ...]:
-        return self.cell.banks
 
     def carry_size(self, w: Weights) -> int:
         return 2 * self.size
@@ -96,19 +80,13 @@ class Held(Cell):
 
     def read(self, port: str, carry: Tensor) -> Tensor:
         """Of an adjoint: at the new state and at the held one together."""
-        return self.cell.read(self._stand_in.get(port, port), self._sum(carry))  # type: ignore[attr-defined]
+        return self.cell.read(self._stand_in.get(port, port), self._sum(carry))
 
     def total(self, w: Weights, adjoint: Tensor, factors: Tensors) -> Tensor:
         return self.cell.total(w, self._sum(adjoint), factors)
 
     def path_total(self, w: Weights, port: str, path: Tensor, factors: Tensors) -> Tensor:
-        return self.cell.path_total(w, self._stand_in.get(port, port), path, factors)  # type: ignore[attr-defined]
-
-    def to_input(self, w: Weights, pre: tuple[Tensor, ...]) -> Tensor:
-        return self.cell.to_input(w, pre)
-
-    def blocks(self, parameter: str) -> tuple[str, ...]:
-        return self.cell.blocks(parameter)
+        return self.cell.path_total(w, self._stand_in.get(port, port), path, factors)
 
     def _sum(self, carry: Tensor) -> Tensor:
         held, new = carry.split(self.size, dim=-1)
@@ -128,7 +106,7 @@ class Held(Cell):
         own, *_, take, hold = self._parts(x)
         new = self.cell.step(w, own, {port: self._given(x, ports[port]) for port in self.cell.ports}, node)
         at, old = torch.arange(self.size, device=new.device), torch.zeros_like(new)
-        for port, stand_in in self._stand_in.items():  # type: ignore[attr-defined]
+        for port, stand_in in self._stand_in.items():
             mine = self.cell.read(stand_in, at)
             old = old.index_add(
                 -1, mine, ports[port][..., : self.size].index_select(-1, mine).expand(*old.shape[:-1], -1)
@@ -149,8 +127,7 @@ class Held(Cell):
         pulled = self.cell.pull(w, factors, at_new + at_held * factors["take"], paths)
         told = {port: path * self.cell.read(port, p + q) for port, path in pulled.paths.items()}
         if paths:
-            held = self._stand_in.items()  # type: ignore[attr-defined]
-            told |= {port: self.cell.read(stand_in, past) for port, stand_in in held}
+            told |= {port: self.cell.read(stand_in, past) for port, stand_in in self._stand_in.items()}
         return Pulled(pulled.pre, torch.cat((pulled.carry * q + past, pulled.carry * p), dim=-1), told)
 
     def operands(self, factors: Tensors, x: Tensor, before: Tensor) -> Tensors:
