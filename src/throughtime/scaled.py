@@ -6,7 +6,7 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -114,6 +114,20 @@ def _turn(index: Tensor) -> Tensor:
     order = torch.argsort(index, stable=True)
     first = torch.searchsorted(index[order], index[order])
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
+
+
+def scaled_of(sums: Mapping[str, Scaled | Tensor], name: str) -> Scaled:
+    """The sum of this name, which is one by lag."""
+    value = sums[name]
+    assert isinstance(value, Scaled)
+    return value
+
+
+def tensor_of(sums: Mapping[str, Scaled | Tensor], name: str) -> Tensor:
+    """The sum of this name, which is a plain tensor."""
+    value = sums[name]
+    assert isinstance(value, Tensor)
+    return value
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:

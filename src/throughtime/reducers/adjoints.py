@@ -11,7 +11,7 @@ from throughtime.block import Block
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
-from throughtime.scaled import Scaled, power_of_two
+from throughtime.scaled import Scaled, power_of_two, scaled_of, tensor_of
 
 
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
@@ -91,32 +91,24 @@ def finished(
     sums: Mapping[str, Scaled | torch.Tensor], states: list[str], by_sequence: np.ndarray, arriving: np.ndarray
 ) -> Adjoint:
     """The result, from `Adjoints.told`."""
-    count, by_state = _count(sums), _scaled(sums, "states").log10()
-    entered = sums["entered"]
-    assert isinstance(entered, torch.Tensor)
+    count, by_state = _count(sums), scaled_of(sums, "states").log10()
+    entered = tensor_of(sums, "entered")
     return Adjoint(
-        log10_norm=0.5 * (_scaled(sums, "squares").log10() - count),
+        log10_norm=0.5 * (scaled_of(sums, "squares").log10() - count),
         by_state={name: 0.5 * (by_state[place] - count) for place, name in enumerate([*states, "d"] if states else [])},
         by_sequence=by_sequence,
-        log10_arriving_total=0.5 * (_scaled(sums, "total").log10() - _log10(entered.numpy())),
+        log10_arriving_total=0.5 * (scaled_of(sums, "total").log10() - _log10(entered.numpy())),
         arriving_by_sequence=arriving,
     )
 
 
 def of_units(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
     """`Adjoints.units`, from its sums."""
-    return 0.5 * (_scaled(sums, "units").log10() - _count(sums))
-
-
-def _scaled(sums: Mapping[str, Scaled | torch.Tensor], name: str) -> Scaled:
-    value = sums[name]
-    assert isinstance(value, Scaled)
-    return value
+    return 0.5 * (scaled_of(sums, "units").log10() - _count(sums))
 
 
 def _count(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
-    pairs = sums["pairs"]
-    assert isinstance(pairs, torch.Tensor)
+    pairs = tensor_of(sums, "pairs")
     return _log10(pairs.double().numpy())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import DEAD, Scaled, power_of_two
+from throughtime.scaled import DEAD, Scaled, power_of_two, scaled_of, tensor_of
 
 
 class InitialState(Reducer):
@@ -87,9 +87,7 @@ class InitialState(Reducer):
 
 def finished(sums: Mapping[str, Scaled | Tensor], names: list[str]) -> tuple[dict[str, Terms], float]:
     """The result, from `InitialState.told_sums`."""
-    inner, norms = sums["inner"], sums["norms"]
-    assert isinstance(inner, Tensor)
-    assert isinstance(norms, Scaled)
+    inner, norms = tensor_of(sums, "inner"), scaled_of(sums, "norms")
     told = np.asarray(sums["told"]) > 0
     square, off, truth = (np.asarray(sums[name]) for name in ("square", "off", "truth"))
     log10, terms, residuals = 0.5 * norms.log10(), {}, []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.scaled import Scaled, power_of_two
+from throughtime.scaled import Scaled, power_of_two, scaled_of, tensor_of
 
 
 class Reducer:
@@ -48,15 +48,11 @@ class Reducer:
 
     def scaled(self, name: str) -> Scaled:
         """The sum of this name, which is one by lag."""
-        value = self.sums[name]
-        assert isinstance(value, Scaled)
-        return value
+        return scaled_of(self.sums, name)
 
     def tensor(self, name: str) -> Tensor:
         """The sum of this name, which is a plain tensor."""
-        value = self.sums[name]
-        assert isinstance(value, Tensor)
-        return value
+        return tensor_of(self.sums, name)
 
     def add(self, name: str, block: Block, value: Tensor, lags: Tensor | None = None) -> None:
         """Add value (..., L) · 4^common to this sum, at the block's lags or at these, once all blocks of the lag are in."""

@@ -20,7 +20,7 @@ from throughtime.flow import Sequence
 from throughtime.gates import GateSums
 from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.origin_step import Places
-from throughtime.scaled import EMPTY, Scaled
+from throughtime.scaled import EMPTY, Scaled, scaled_of, tensor_of
 from throughtime.streaming.intervals import Block, Blocks, Moments, block_of
 from throughtime.trace import Trace
 from throughtime.units import together
@@ -213,14 +213,10 @@ class LayerSums:
         return {name.partition(".")[2]: value for name, value in self.sums.items() if name.startswith(f"{prefix}.")}
 
     def scaled(self, name: str) -> Scaled:
-        value = self.sums[name]
-        assert isinstance(value, Scaled)
-        return value
+        return scaled_of(self.sums, name)
 
     def tensor(self, name: str) -> Tensor:
-        value = self.sums[name]
-        assert isinstance(value, Tensor)
-        return value
+        return tensor_of(self.sums, name)
 
 
 def merge(one: LayerSums, other: LayerSums) -> LayerSums:
