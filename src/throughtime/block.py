@@ -23,6 +23,7 @@ class Block:
     stream, where lags are mixed. origins: (R,). common: (L,) one exponent a lag, of its largest row. pulled: what the sweep
     saw when it pulled these rows back, if it was kept. sequences: which of the batch these B are. The rows of a lag may
     come in several blocks: `last` says that this is the last of them, `complete` that it is the last of its sequences.
+    lags, origins and steps are on the host; at picks the same steps (L·R) along an axis of the window's arrays.
     """
 
     linearization: Linearization
@@ -30,6 +31,7 @@ class Block:
     lags: Tensor | None
     origins: Tensor
     steps: Tensor
+    at: slice | Tensor
     adjoint: Tensor
     exponent: Tensor
     common: Tensor
@@ -46,20 +48,18 @@ class Block:
         """Rows a lag, sequences told apart."""
         return self.adjoint.shape[1] * self.adjoint.shape[2]
 
-    @cached_property
-    def _at(self) -> slice | Tensor:
-        return contiguous(self.steps - self.window.first)
-
     def take(self, array: Tensor, axis: int = 0) -> Tensor:
         """The window's array (steps, B, …) at the rows: (L, R, B, …). axis: where its steps are."""
-        taken = array[(slice(None),) * axis + (self._at,)]
+        taken = array[(slice(None),) * axis + (self.at,)]
         return taken.unflatten(axis, self.steps.shape)
 
     @cached_property
     def _shift(self) -> Tensor | None:
-        """(L, R, B) the power of two from a row's exponent to its lag's; None where all are the same."""
+        """(L, R, B) the power of two from a row's exponent to its lag's; None where all are known to be the same."""
         shift = self.exponent - self.common[:, None, None]
-        return power_of_two(shift, self.adjoint.dtype) if shift.any() else None
+        if shift.device.type == "cpu" and not shift.any():  # on a GPU to look would make the host wait
+            return None
+        return power_of_two(shift, self.adjoint.dtype)
 
     def _align(self, rows: Tensor) -> Tensor:
         """(..., L, R, B, N) to one exponent a lag."""

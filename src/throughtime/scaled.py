@@ -19,6 +19,33 @@ WAITING = 2**23  # numbers that may wait to be added up: 64 MiB
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 
 
+class Later:
+    """Numbers on their way to the host. Those of many lags come from a GPU in one transfer, for which the host must wait."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Callable[[Tensor], object]]] = []
+        self._held = 0
+
+    def tell(self, value: Tensor, then: Callable[[Tensor], object]) -> None:
+        """Call then(value) with the value as float64 on the host: now, or when `settle` is called, in this order."""
+        if value.device.type == "cpu":
+            then(value.double())
+            return
+        self._waiting.append((value, then))
+        self._held += value.numel()
+        if self._held > WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """All that waits."""
+        waiting, self._waiting, self._held = self._waiting, [], 0
+        if waiting:
+            told = torch.cat([value.double().flatten() for value, _ in waiting]).cpu()
+            sizes = [value.numel() for value, _ in waiting]
+            for part, (value, then) in zip(told.split(sizes), waiting, strict=True):
+                then(part.view(value.shape))
+
+
 class Scaled:
     """mantissa (..., N) float64 times 2^exponent (N,), int64. Sums may be added to each other.
 
@@ -156,11 +183,13 @@ def shifts(peak: Tensor, limit: float = RANGE, alike: int = 0) -> Tensor | None:
     """The powers of two (...) by which rows leave 1, told when the largest entry of any, `peak` (...), has left limit^±1.
 
     A row that is zero stays as it is. Rows that would end within 2^alike of each other, as they were, are moved by the same.
+    On a GPU the rows are moved whenever this is asked: to look at them first would make the host wait.
     """
     alive = torch.where(peak > 0, peak, 1.0)
-    low, high = torch.aminmax(alive)
-    if low.item() > 1 / limit and high.item() < limit:
-        return None
+    if peak.device.type == "cpu":
+        low, high = torch.aminmax(alive)
+        if low.item() > 1 / limit and high.item() < limit:
+            return None
     shift = torch.frexp(alive).exponent
     if alike:
         top = torch.where(peak > 0, shift, -100).max()
@@ -193,7 +222,8 @@ def march(
     passed: list[Tensor] = []
     powers: list[Tensor] = []
     told: list[Kept] = []
-    reach = LONGEST
+    # On a GPU a short run is rescaled at every step: looking at it would make the host wait.
+    reach = longest = LONGEST if rows.device.type == "cpu" or count >= LONGEST else 1
     while len(passed) < count:
         rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR, ALIKE)
         start = len(passed)
@@ -212,13 +242,13 @@ def march(
             rows, kept = step(turn, rows)
             told.append(kept)
         peaks = torch.stack(passed[start:]).abs().amax(-1)
-        left = (peaks > 0) & ~((peaks > 1 / RANGE) & (peaks < RANGE))
-        beyond = left[1:].flatten(1).any(1).nonzero()
-        if len(beyond):
-            reach = int(beyond[0]) + 1
+        left = (peaks[1:] > 0) & ~((peaks[1:] > 1 / RANGE) & (peaks[1:] < RANGE))
+        beyond = left.flatten(1).any(1).tolist() if len(left) else []
+        if any(beyond):
+            reach = beyond.index(True) + 1
             rows = before[reach]
             del passed[start + reach :], told[start + reach :]
         else:
-            reach = min(2 * reach, LONGEST)
+            reach = min(2 * reach, longest)
         powers += torch.where(peaks > 0, exponent, DEAD)[: len(passed) - start].unbind()
     return passed, powers, told, rows, exponent

@@ -25,6 +25,9 @@ from throughtime.scaled import ALIKE, DEAD, NEAR, march, shifted, shifts
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
 DEVICE_ENTRIES = 2**24  # the same on a GPU, where few large operations are better
+PATIENCE = (
+    16  # lags between two looks, on a GPU, at whether all rows have fallen below the tolerance: the host waits for each
+)
 
 
 class Consumer(Protocol):
@@ -47,19 +50,30 @@ class Consumer(Protocol):
 
 @dataclass
 class _Lane:
-    """The rows of some origins and sequences: rows (R, B, S·H) · 2^exponent (R, B) of `origins` (R,), ascending."""
+    """The rows of some origins and sequences: rows (R, B, S·H) · 2^exponent (R, B) of `origins` (R,), ascending.
+
+    places: the origins where the rows are.
+    """
 
     lin: Linearization
     sequences: slice
     origins: Tensor
+    places: Tensor
     rows: Tensor
     exponent: Tensor
 
     def first(self) -> _Lane:
         """Take the earliest origin out."""
-        taken = _Lane(self.lin, self.sequences, self.origins[:1], self.rows[:1], self.exponent[:1])
-        self.origins, self.rows, self.exponent = self.origins[1:], self.rows[1:], self.exponent[1:]
+        each = self.origins, self.places, self.rows, self.exponent
+        taken = _Lane(self.lin, self.sequences, *(part[:1] for part in each))
+        self.origins, self.places, self.rows, self.exponent = (part[1:] for part in each)
         return taken
+
+    def at(self, back: int) -> slice | Tensor:
+        """What picks the places of the rows, `back` steps before their origins, along an axis of steps."""
+        first, last = int(self.origins[0]), int(self.origins[-1])
+        in_a_row = last - first == len(self.origins) - 1
+        return slice(first - back, last - back + 1) if in_a_row else self.places - back
 
 
 def sweep(
@@ -76,23 +90,28 @@ def sweep(
     """
     trace = linearization.trace
     lanes = _lanes(linearization)
-    highest, lag, length = -math.inf, 0, trace.steps
+    lag, length, look = 0, trace.steps, 0
+    highest = trace.gradient.new_full((), -math.inf, dtype=torch.float64)
     few = len(trace.origins()) == 1
     paths = any(consumer.paths for consumer in consumers)
     with torch.no_grad():
         while lanes and (max_lag is None or lag <= max_lag):
             peaks = [lane.rows.abs().amax(-1) for lane in lanes]
             if not few and tolerance > 0:
-                size = max(_log2(peak, lane.exponent) for peak, lane in zip(peaks, lanes, strict=True))
-                highest = max(highest, size)
-                if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
-                    origins, rows, exponent = _joined(lanes, trace.batch)
-                    for place, origin in enumerate(origins[:-1].tolist()):
-                        _tell_initial(consumers, origin + 1, rows[place], exponent[place])
-                    lanes = [_Lane(linearization, EVERYONE, origins[-1:], rows[-1:], exponent[-1:])]
-                    peaks, few = [rows.new_zeros(exponent[-1:].shape)], True
-                elif size < highest + math.log2(tolerance):
-                    break
+                largest = _largest(peaks, lanes)
+                highest = torch.maximum(highest, largest)
+                if lag >= look:
+                    look = lag + (1 if highest.device.type == "cpu" else PATIENCE)
+                    size, most = torch.stack((largest, highest)).tolist()
+                    if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
+                        origins, rows, exponent = _joined(lanes, trace.batch)
+                        for place, origin in enumerate(origins[:-1].tolist()):
+                            _tell_initial(consumers, origin + 1, rows[place], exponent[place])
+                        last = origins[-1:]
+                        lanes = [_Lane(linearization, EVERYONE, last, last.to(rows.device), rows[-1:], exponent[-1:])]
+                        peaks, few = [rows.new_zeros(exponent[-1:].shape)], True
+                    elif size < most + math.log2(tolerance):
+                        break
             room = 1
             if len(lanes) == 1:
                 lane = lanes[0]
@@ -127,9 +146,9 @@ def _lanes(lin: Linearization) -> list[_Lane]:
     if not steps:
         return []
     origins, rows = torch.tensor(steps), lin.trace.rows(steps)
-    exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    places, exponent = origins.to(rows.device), torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
     if rows.numel() <= _entries(rows) or len(steps) == 1:
-        return [_Lane(lin, EVERYONE, origins, rows, exponent)]
+        return [_Lane(lin, EVERYONE, origins, places, rows, exponent)]
     count, batch, width = rows.shape
     most = max(1, _entries(rows) // width)  # rows a lane
     abreast = -(-batch // -(-batch // max(1, most // count)))  # evenly
@@ -138,7 +157,7 @@ def _lanes(lin: Linearization) -> list[_Lane]:
         part, own = lin.part(sequences), rows[:, sequences]
         there = (own != 0).flatten(1).any(1).nonzero().flatten()  # nothing enters at the padding of short sequences
         for of in there.split(most) if len(there) else ():
-            lanes.append(_Lane(part, sequences, origins[of.cpu()], own[of], exponent[of, sequences]))
+            lanes.append(_Lane(part, sequences, origins[of.cpu()], places[of], own[of], exponent[of, sequences]))
     return lanes
 
 
@@ -158,7 +177,8 @@ def _joined(lanes: list[_Lane], batch: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = lanes[0].rows.new_zeros(len(origins), batch, lanes[0].rows.shape[-1])
     exponent = lanes[0].exponent.new_full((len(origins), batch), DEAD)
     for lane in lanes:
-        at = torch.searchsorted(origins, lane.origins).to(rows.device)
+        at = contiguous(torch.searchsorted(origins, lane.origins)[None])
+        at = at if isinstance(at, slice) else at.to(rows.device)
         rows[at, lane.sequences], exponent[at, lane.sequences] = lane.rows, lane.exponent
     return origins, rows, exponent
 
@@ -168,8 +188,10 @@ def _tell_initial(consumers: Sequence[Consumer], lag: int | None, adjoint: Tenso
         consumer.initial(lag, adjoint, exponent)
 
 
-def _log2(peak: Tensor, exponent: Tensor) -> float:
-    return float((torch.log2(peak.double()) + exponent).max())
+def _largest(peaks: list[Tensor], lanes: list[_Lane]) -> Tensor:
+    """log2 of the largest entry of any row."""
+    sizes = [(torch.log2(peak.double()) + lane.exponent).max() for peak, lane in zip(peaks, lanes, strict=True)]
+    return torch.stack(sizes).max()
 
 
 def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, consumers: Sequence[Consumer]) -> None:
@@ -184,15 +206,15 @@ def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, con
     told = torch.tensor([lag])
     following = [*(lane.sequences for lane in lanes[1:]), None]
     for lane, exponent, after in zip(lanes, exponents, following, strict=True):
-        steps = lane.origins - lag
-        at = contiguous(steps[None])
+        at = lane.at(lag)
         pulled = lane.lin.pull(lane.lin.whole, lambda array, at=at: array[at], lane.rows, paths)
         block = Block(
             lane.lin,
             lane.lin.whole,
             told,
             lane.origins,
-            steps[None],
+            (lane.origins - lag)[None],
+            at,
             lane.rows[None],
             exponent[None],
             common,
@@ -212,27 +234,27 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
     A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
     """
     lin, single = lane.lin, len(lane.origins) == 1
-    top = lane.origins - lag
-    window = lin.window(int(top[0]) - lags + 1, int(top[0]) + 1) if single else lin.whole
-    first, last = int(top[0]) - window.first, int(top[-1]) - window.first
-    in_a_row = last - first == len(top) - 1
+    top = int(lane.origins[0]) - lag
+    window = lin.window(top - lags + 1, top + 1) if single else lin.whole
 
     def step(turn: int, rows: Tensor) -> tuple[Tensor, Pulled]:
         if single:
-            pulled = lin.pull_step(window, first - turn, rows, paths)
+            pulled = lin.pull_step(window, top - window.first - turn, rows, paths)
         else:
-            at = slice(first - turn, last - turn + 1) if in_a_row else top - turn - window.first
+            at = lane.at(lag + turn)
             pulled = lin.pull(window, lambda array: array[at], rows, paths)
         return pulled.carry, pulled
 
     adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags)
     told = torch.arange(lag, lag + lags)
+    at = lane.at(lag) if lags == 1 else torch.cat([lane.places - back for back in told.tolist()])
     if single:
+        at = slice(0, lags)
         adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
     adjoint, exponent = torch.stack(adjoints), torch.stack(exponents)
     steps = lane.origins - told[:, None]
     common = exponent.flatten(1).amax(1)
-    return Block(lin, window, told, lane.origins, steps, adjoint, exponent, common, pulled, lane.sequences)
+    return Block(lin, window, told, lane.origins, steps, at, adjoint, exponent, common, pulled, lane.sequences)
 
 
 def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:
@@ -244,22 +266,20 @@ def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, co
     while last > 0:
         first = max(0, last - room)
         window = lin.window(first, last)
-        here = (steps >= first) & (steps < last)
-        turn = last - 1 - steps[here]
-        entering = rows.new_zeros(last - first, *adjoint.shape), torch.full((last - first, *power.shape), DEAD)
-        entering[0][turn, 0], entering[1][turn, 0] = rows[here], exponent[here].cpu()
+        here = ((steps >= first) & (steps < last)).nonzero().flatten()
+        turn, here = (last - 1 - steps[here]).to(rows.device), here.to(rows.device)
+        entering = rows.new_zeros(last - first, *adjoint.shape), exponent.new_full((last - first, *power.shape), DEAD)
+        entering[0][turn, 0], entering[1][turn, 0] = rows[here], exponent[here]
 
         def step(turn: int, rows: Tensor, window: Window = window) -> tuple[Tensor, Pulled]:
             pulled = lin.pull_step(window, window.last - 1 - turn - window.first, rows, paths=False)
             return pulled.carry, pulled
 
-        passed, powers, pulled, adjoint, power = march(
-            step, adjoint, power, last - first, (entering[0], entering[1].to(power.device))
-        )
+        passed, powers, pulled, adjoint, power = march(step, adjoint, power, last - first, entering)
         adjoints, exponents = torch.stack(passed[::-1]), torch.stack(powers[::-1])
-        at = torch.arange(first, last)[:, None]
+        passed_steps, at = torch.arange(first, last)[:, None], slice(0, last - first)
         common = exponents.flatten(1).amax(1)
-        block = Block(lin, window, None, steps, at, adjoints, exponents, common, pulled[::-1])
+        block = Block(lin, window, None, steps, passed_steps, at, adjoints, exponents, common, pulled[::-1])
         for consumer in consumers:
             consumer.tail(block)
         last = first

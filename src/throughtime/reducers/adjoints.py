@@ -55,7 +55,7 @@ class Adjoints(Reducer):
         self.totals.add_at(block.lags, totals.sum(1).T, exponent, block.sequences)
         for place in (block.lags == 0).nonzero().flatten().tolist():
             at_origin = totals[place] * power_of_two(exponent[place])
-            self.entered[block.sequences, block.origins.cpu()] += at_origin.T.detach().cpu()
+            self.entered[block.sequences, block.origins] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
             self.add("states", block, torch.stack([*parts, units.sum(0)]))

@@ -28,26 +28,27 @@ class Hops(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        at = contiguous(torch.searchsorted(self.origins, block.origins.cpu())[None]), block.sequences
-        if int(block.lags.min()) == 0:  # nothing has left the port yet
-            place = int(block.lags.argmin())
+        rows = contiguous(torch.searchsorted(self.origins, block.origins)[None])
+        at = rows if isinstance(rows, slice) else rows.to(block.adjoint.device), block.sequences
+        order = torch.argsort(block.lags)
+        order, turns = order.tolist(), torch.argsort(order).tolist()
+        if block.lags[order[0]] == 0:  # nothing has left the port yet
             if not self.rows.numel():
                 self.exponent = self.exponent.to(block.total.device)
                 self.rows = block.total.new_zeros(*self.exponent.shape, block.total.shape[-1])
-            self.rows[at], self.exponent[at] = block.total[place], block.common[place]
-        order = torch.argsort(block.lags)
-        keep = [block.factors["keep"][place] for place in order.tolist()]
+            self.rows[at], self.exponent[at] = block.total[order[0]], block.common[order[0]]
+        keep = [block.factors["keep"][place] for place in order]
         passed, exponents, _, rows, exponent = march(
             lambda turn, rows: (rows * keep[turn], None), self.rows[at], self.exponent[at], len(keep)
         )
-        carried = torch.stack(passed).double()  # a copy: the rows may be the ones that are kept
+        # In the block's order; a copy, for the rows may be the ones that are kept.
+        carried, power = (torch.stack([each[turn] for turn in turns]) for each in (passed, exponents))
         self.rows[at], self.exponent[at] = rows, exponent
-        total, common = block.total[order].double(), block.common[order, None, None]
-        inner = (carried * total).sum(-1)
-        carried = (inner * power_of_two((torch.stack(exponents) - common).clamp(-1000, 1000))).sum((1, 2))
-        back = torch.argsort(order)
-        self.add("carried", block, carried[back])
-        self.add("whole", block, total.square().sum((1, 2, 3))[back])
+        total = block.total.double()
+        inner = (carried.double() * total).sum(-1)
+        shift = (power - block.common[:, None, None]).clamp(-1000, 1000)
+        self.add("carried", block, (inner * power_of_two(shift)).sum((1, 2)))
+        self.add("whole", block, total.square().sum((1, 2, 3)))
 
     def finish(self) -> dict[str, np.ndarray]:
         """ "0" and "rest" → (T,) shares that add up to 1."""

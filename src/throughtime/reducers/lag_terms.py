@@ -97,7 +97,7 @@ class LagTerms(Reducer):
     def _put(self, lags: Tensor, parts: list[Tensor], exponent: Tensor) -> None:
         """Into the columns of these lags, at once: they are too large to wait as other sums do."""
         made = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1).T.double().cpu()
-        _add(self.scaled("terms"), lags.cpu(), made, exponent.long().cpu())
+        _add(self.scaled("terms"), lags, made, exponent.long().cpu())
 
     def tail(self, block: Block) -> None:
         made = [group.factors(block) for group in self.groups]

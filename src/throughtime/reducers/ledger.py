@@ -20,7 +20,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.products import add_terms, outer, sizes_of_rows, term_squares
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.reducers.shares import Shares, over
-from throughtime.scaled import EMPTY, Scaled, power_of_two
+from throughtime.scaled import EMPTY, Scaled, power_of_two, tensor_of
 
 
 class Ledger(Shares):
@@ -64,7 +64,7 @@ class Ledger(Shares):
         if self.open is not None or not block.last or block.rows > self.few:
             self._update_formed(block)
             return
-        lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit)
+        lags, scale = block.lags, power_of_two(block.common - self.unit)
         squares = term_squares(block, self.groups)
         self.norms.add_at(lags, squares, 2 * block.common)
         self._tell(lags, self._inner(block) * scale)
@@ -84,7 +84,7 @@ class Ledger(Shares):
         if not block.last:
             return
         assert block.lags is not None
-        lags, scale = block.lags.cpu(), power_of_two(block.common - self.unit, made[0].dtype)
+        lags, scale = block.lags, power_of_two(block.common - self.unit, made[0].dtype)
         self.norms.add_at(lags, torch.cat([term.square().sum((2, 3)) for term in made]), 2 * block.common)
         terms = [term * scale[:, None, None] for term in made]
         products = [(term * g[:, None]).sum((2, 3)) for term, g in zip(terms, self.blocks, strict=True)]
@@ -94,7 +94,7 @@ class Ledger(Shares):
         self.rest.take_away_formed(terms, lags)
 
     def _keep(self, terms: list[Tensor], lags: Tensor) -> None:
-        kept = self.tensor("terms")
+        kept = tensor_of(self.sums, "terms")
         kept[lags] += torch.cat([term.transpose(0, 1).flatten(1) for term in terms], dim=1).cpu()
 
     def tail(self, block: Block) -> None:

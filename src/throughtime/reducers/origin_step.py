@@ -99,9 +99,12 @@ class OriginSteps(Reducer):
         top = block.exponent.amax(2)
         norms = torch.linalg.vector_norm(block.adjoint, dim=-1).double().square()
         squares = (norms * power_of_two(2 * (block.exponent - top[..., None]))).sum(2)
-        value = (torch.log2(squares) + 2 * top).flatten().cpu()
         origins = block.origins.expand(block.steps.shape).flatten()
         cell = self.row_of[origins // self.width] * self.columns + block.steps.flatten() // self.width
+        self.later.tell((torch.log2(squares) + 2 * top).flatten(), lambda value: self._put(cell, value))
+
+    def _put(self, cell: Tensor, value: Tensor) -> None:
+        """Values as log2, to these cells."""
         touched, inverse = torch.unique(cell, return_inverse=True)
         highest = torch.full(touched.shape, -torch.inf, dtype=torch.float64).scatter_reduce(0, inverse, value, "amax")
         base = torch.where(torch.isfinite(highest), highest, 0.0)
@@ -112,6 +115,7 @@ class OriginSteps(Reducer):
         """What adds up."""
         if self.merged is not None:
             return self.merged
+        self.later.settle()
         count = torch.zeros(len(self.origins), self.columns, dtype=torch.float64)
         for origin in self.linearization.trace.origins():
             steps = torch.arange(max(0, origin - self.told + 1), origin + 1) // self.width

@@ -6,6 +6,7 @@ from functools import reduce
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from throughtime.block import Block, contiguous
 from throughtime.linearize import Linearization
@@ -29,12 +30,15 @@ class Paths(Reducer):
         assert block.lags is not None
         cell, window, paths = self.linearization.cell, block.window, block.paths
         landing = block.steps - 1
-        inside = landing >= 0
+        inside, passed = landing >= 0, 0
         if len(landing) == 1:  # origins are ascending: those that land before the first step stand first
             passed = int((~inside).sum())
             landing, paths = landing[:, passed:], {port: path[:, passed:] for port, path in paths.items()}
         elif not inside.all():
-            paths = {port: path * inside[..., None, None] for port, path in paths.items()}
+            there = (
+                (block.at > 0).view(inside.shape) if isinstance(block.at, Tensor) else inside.to(block.common.device)
+            )
+            paths = {port: path * there[..., None, None] for port, path in paths.items()}
         # A path ends one step earlier than the window's steps.
         factors, earlier = {}, max(0, window.first - 1)
         for name in cell.landing if landing.numel() else ():
@@ -42,8 +46,11 @@ class Paths(Reducer):
             if window.first:
                 here = torch.cat((block.linearization.window(earlier, window.first).factors[name], here))
             at = contiguous((landing - earlier).clamp_min(0))
+            if isinstance(at, Tensor):
+                at = (block.at[passed:] - 1).clamp_min(0) if isinstance(block.at, Tensor) else at.to(here.device)
             factors[name] = here[at].unflatten(0, landing.shape)
-        inner, size = torch.zeros(len(self.ports), len(block.lags)), torch.zeros(len(block.lags))
+        inner = block.adjoint.new_zeros(len(self.ports), len(block.lags))
+        size = block.adjoint.new_zeros(len(block.lags))
         if landing.numel():
             weights = self.linearization.trace.weights
             totals = [cell.path_total(weights, port, path, factors) for port, path in paths.items()]

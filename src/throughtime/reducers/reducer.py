@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.scaled import Scaled, power_of_two, scaled_of, tensor_of
+from throughtime.scaled import Later, Scaled, power_of_two, scaled_of, tensor_of
 
 
 class Reducer:
@@ -27,13 +27,14 @@ class Reducer:
     def __init__(self, linearization: Linearization) -> None:
         self.linearization = linearization
         self.sums: dict[str, Scaled | Tensor] = {}
+        self.later = Later()
         self._open: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, sums: Mapping[str, Scaled | Tensor], **facts: Any) -> Self:
         """One without a layer, to `finish` sums that were added up elsewhere; facts: what else its `finish` reads."""
         made = cls.__new__(cls)
-        made.sums = dict(sums)
+        made.sums, made.later = dict(sums), Later()
         vars(made).update(facts)
         return made
 
@@ -52,6 +53,7 @@ class Reducer:
 
     def tensor(self, name: str) -> Tensor:
         """The sum of this name, which is a plain tensor."""
+        self.later.settle()
         return tensor_of(self.sums, name)
 
     def add(self, name: str, block: Block, value: Tensor, lags: Tensor | None = None) -> None:
@@ -64,14 +66,18 @@ class Reducer:
         assert at is not None
         there = at < self.linearization.trace.steps
         if not there.all():
-            at, whole, common = at[there], whole[..., there], block.common[there]
+            here = there.nonzero().flatten()
+            on = here.to(whole.device)
+            at, whole, common = at[here], whole[..., on], block.common[on]
         else:
             common = block.common
         self.scaled(name).add_at(at, whole, 2 * common)
 
     def merge(self, other: Self) -> Self:
         """The same analysis over the sequences of both."""
+        self.later.settle(), other.later.settle()
         merged = copy.copy(self)
+        merged.later = Later()
         merged.sums = {name: value + other.sums[name] for name, value in self.sums.items()}  # type: ignore[operator]
         merged.join(self, other)
         return merged

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from throughtime.reducers.products import outer
+from throughtime.scaled import Later
 
 NOTHING = 2.0**-6  # far terms that in sum stay below this times the rounding of G, in every block, are left in it
 TERMS = 2**20  # numbers of G(τ) of several lags that may be made at once
@@ -40,6 +41,7 @@ class Remainder:
         self.weights = sum(block.numel() for block in blocks)
         self.low = torch.full((steps,), torch.nan, dtype=torch.float64)
         self.high = self.low.clone()
+        self.later = Later()
 
     def take_away(self, ps: list[Tensor], xs: list[Tensor | None], lags: Tensor, sizes: Tensor) -> None:
         """The terms Σ p ⊗ x of a block: ps (K, L, N, H) and xs (L, N, width) by group; sizes (rows, L): ‖G(τ)‖ of each row."""
@@ -83,15 +85,15 @@ class Remainder:
             self.size = norm(self.left)
             self._tell(lags[a:b], self.size, self.size)
             return
-        order, squares = torch.argsort(lags[a:b]), torch.zeros(b - a, dtype=torch.float64)
+        order, squares = torch.argsort(lags[a:b]), []
         for group, (p, x) in enumerate(zip(ps, xs, strict=True)):
             left = self.left[group]
             terms = outer(p[:, a:b].transpose(0, 1), None if x is None else x[a:b].unsqueeze(1))  # (lags, K, H, width)
             for term in (terms[place] for place in order.tolist()):
                 left = torch.sub(left, term, out=term)
             self.left[group] = left.clone()
-            squares += torch.linalg.vector_norm(terms.flatten(1), dim=1).double().square().cpu()
-        sizes = squares.sqrt()[order]
+            squares.append(torch.linalg.vector_norm(terms.flatten(1), dim=1).double().square())
+        sizes = torch.stack(squares).sum(0).sqrt()[order.to(squares[0].device)]
         self.size = sizes[-1]
         self._tell(lags[a:b][order], sizes, sizes)
 
@@ -115,11 +117,11 @@ class Remainder:
         if after is None:
             after = [left.clone() for left in self.left]
             self._subtract(after, ps, xs, a, b)
-        end, order = norm(after), torch.argsort(lags[a:b])
+        (size, end), order = torch.stack((self.size, norm(after))).cpu(), torch.argsort(lags[a:b])
         passed = sizes[a:b][order].cumsum(0)
         behind = passed[-1] - passed
-        low = torch.maximum(self.size - passed, end - behind).clamp_min(0)
-        high = torch.minimum(self.size + passed, end + behind)
+        low = torch.maximum(size - passed, end - behind).clamp_min(0)
+        high = torch.minimum(size + passed, end + behind)
         unit, slack = self.squares.sum().sqrt(), 1e-3  # slack: rounding of the norms that bound the bias
         crosses = any(
             ((low * (1 - slack) <= level * unit) & (high * (1 + slack) >= level * unit)).any() for level in self.levels
@@ -130,12 +132,14 @@ class Remainder:
             self._halve(ps, xs, lags, sizes, *near)
             self._halve(ps, xs, lags, sizes, *far, after)
             return
-        self.left, self.size = after, end
+        self.left, self.size = after, norm(after)
         self._tell(lags[a:b][order], low, high)
 
     def _tell(self, lags: Tensor, low: Tensor, high: Tensor) -> None:
-        unit = self.squares.sum().sqrt()
-        self.low[lags], self.high[lags] = low / unit, high / unit
+        def put(bounds: Tensor) -> None:
+            self.low[lags], self.high[lags] = bounds / self.squares.sum().sqrt()
+
+        self.later.tell(torch.stack((low, high)), put)
 
     @staticmethod
     def _subtract(left: list[Tensor], ps: list[Tensor], xs: list[Tensor | None], a: int, b: int) -> None:
@@ -149,20 +153,20 @@ class Remainder:
 
     def known(self) -> Tensor:
         """(T,) bool: the K that was told, exactly or by bounds."""
+        self.later.settle()
         return ~self.high.isnan()
 
     def bias(self, to_the_end: bool) -> np.ndarray:
         """(T,) truncation bias by K; NaN where it was not told exactly. to_the_end: nothing lies beyond the last lag told."""
-        bias = torch.where(self.low == self.high, self.low, torch.nan)
         told = self.known().nonzero().flatten()
+        bias = torch.where(self.low == self.high, self.low, torch.nan)
         if to_the_end and len(told):  # nothing reaches back further than the last origin does
             bias[int(told[-1]) + 1 :] = bias[told[-1]]
         return bias.numpy()
 
     def horizon(self) -> dict[float, int | None]:
         """ε → the smallest K with bias(K′) ≤ ε for every K′ ≥ K that was told apart; None where there is none."""
-        high = self.high.numpy()
-        known = np.flatnonzero(~np.isnan(high))
+        known, high = np.flatnonzero(self.known()), self.high.numpy()
         out: dict[float, int | None] = {}
         for level in self.levels:
             above = known[high[known] > level]
@@ -173,4 +177,4 @@ class Remainder:
 
 def norm(parts: list[Tensor]) -> Tensor:
     """The norm of all parts together, float64."""
-    return torch.stack([torch.linalg.vector_norm(part) for part in parts]).double().square().sum().sqrt().cpu()
+    return torch.stack([torch.linalg.vector_norm(part) for part in parts]).double().square().sum().sqrt()

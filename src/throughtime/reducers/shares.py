@@ -17,7 +17,7 @@ from throughtime.block import Block
 from throughtime.linearize import Linearization, Window
 from throughtime.reducers.products import entries, grouped
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import power_of_two
+from throughtime.scaled import power_of_two, tensor_of
 
 
 class Shares(Reducer):
@@ -46,19 +46,18 @@ class Shares(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        lags = block.lags.cpu()
-        self._tell(lags, self._inner(block) * power_of_two(block.common - self.unit))
+        self._tell(block.lags, self._inner(block) * power_of_two(block.common - self.unit))
 
     def tail(self, block: Block) -> None:
         self.swept = True
-        inner = self.tensor("tail_inner")
-        inner += (self._inner(block) * power_of_two(block.common - self.unit)).sum(1).cpu()
+        inner = tensor_of(self.sums, "tail_inner")
+        self.later.tell((self._inner(block) * power_of_two(block.common - self.unit)).sum(1), inner.add_)
 
     def _tell(self, lags: Tensor, products: Tensor) -> None:
         """⟨G(τ), G⟩ (rows, L) of some rows of these lags, in units of 4^unit."""
-        inner, told = self.tensor("inner"), self.tensor("told")
-        inner[:, lags] += products.double().cpu()
-        told[lags] += 1
+        inner = tensor_of(self.sums, "inner")
+        self.later.tell(products, lambda value: inner.index_add_(1, lags, value))
+        tensor_of(self.sums, "told")[lags] += 1
 
     def _inner(self, block: Block) -> Tensor:
         """⟨G(τ), G⟩ of each row (rows, L), in units of 2^common."""

@@ -30,9 +30,9 @@ class SignalToNoise(Reducer):
         # The origins of these sequences come in several blocks: their terms are added up first.
         terms = sequence_terms(block, self.groups)
         self.open = terms if self.open is None else [a + b for a, b in zip(self.open, terms, strict=True)]
-        single = torch.zeros(1, dtype=torch.float64)
+        single = block.adjoint.new_zeros(1, dtype=torch.float64)
         if block.complete:
-            single = torch.stack([term.double().square().sum() for term in self.open]).sum(0, keepdim=True).cpu()
+            single = torch.stack([term.double().square().sum() for term in self.open]).sum(0, keepdim=True)
             self.open = None
         self.add("single", block, single)
 
@@ -66,7 +66,7 @@ def sequence_terms(block: Block, groups: list[Blocks]) -> list[Tensor]:
 def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
     """Σ_b ‖G_b(τ)‖² over all ledger rows, (L,), in units of 4^common. Where it makes the terms, the block keeps their sum."""
     lags, count, batch = block.adjoint.shape[:3]
-    total = torch.zeros(lags, dtype=torch.float64)
+    total = block.adjoint.new_zeros(lags, dtype=torch.float64)
     for group in groups:
         if group.operand == AUTOGRAD:
             continue
@@ -82,10 +82,11 @@ def sequence_squares(block: Block, groups: list[Blocks]) -> Tensor:
             each = outer(p, x)
             squares = each.square().sum((3, 4))
             block.terms[group.key] = each.sum(2)
-        total += squares.sum((0, 2)).double().cpu()
+        total += squares.sum((0, 2)).double()
     if any(group.operand == AUTOGRAD for group in groups):
         for sequence in range(batch):
             alone = block.rows_by_autograd(slice(sequence, sequence + 1))
-            squares = [sum(float(g.double().square().sum()) for g in terms.values()) for terms in alone]
-            total += torch.tensor(squares, dtype=torch.float64)
+            total += torch.stack(
+                [torch.cat([g.flatten() for g in terms.values()]).double().square().sum() for terms in alone]
+            )
     return total

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from throughtime.block import Block
+from throughtime.block import Block, contiguous
 from throughtime.cells.cell import Pulled
 from throughtime.errors import InputError
 from throughtime.linearize import Linearization
@@ -158,7 +158,9 @@ class _Kept:
         lin, at = self.linearization, torch.stack(steps)
         adjoint, exponent = torch.stack(rows), torch.stack(exponents)
         common = exponent.flatten(1).amax(1)
-        self.sums.add(Block(lin, lin.whole, None, at[-1], at, adjoint, exponent, common, list(pulled)))
+        picked = contiguous(at)
+        picked = picked if isinstance(picked, slice) else picked.to(adjoint.device)
+        self.sums.add(Block(lin, lin.whole, None, at[-1], at, picked, adjoint, exponent, common, list(pulled)))
         self.turns = []
 
 
