@@ -75,7 +75,8 @@ class Reducer:
 
     def merge(self, other: Self) -> Self:
         """The same analysis over the sequences of both."""
-        self.later.settle(), other.later.settle()
+        self.later.settle()
+        other.later.settle()
         merged = copy.copy(self)
         merged.later = Later()
         merged.sums = {name: value + other.sums[name] for name, value in self.sums.items()}  # type: ignore[operator]
