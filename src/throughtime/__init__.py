@@ -16,6 +16,7 @@ _PUBLIC = {
     "Demand": "demand",
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
+    "Options": "asked",
     "load": "importers.load",
     "register_cell": "recording.own",
     "window": "truncation.choose",
