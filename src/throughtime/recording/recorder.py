@@ -34,7 +34,8 @@ from throughtime.recording.graph import LONG, hold
 from throughtime.recording.hooks import Edges, edge_of, hook, targets_of
 from throughtime.recording.layers import recurrent_layers
 from throughtime.recording.passages import SERIES, Passages, whole_of
-from throughtime.recording.runs import Run, traces_of
+from throughtime.recording.run import Run
+from throughtime.recording.traces import traces_of
 from throughtime.recording.ways import Ways
 from throughtime.recurrent import Recurrent, scan
 from throughtime.trace import Trace, joined
