@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 if TYPE_CHECKING:
     from throughtime.diagnosis.report import Report
+
+
+FailOn = Literal["info", "warning", "error", "never"]
 
 
 def check_writable(output: Path | None) -> None:
@@ -59,7 +62,7 @@ def show(report: Report, output: Path | None, form: str, network: bool = False) 
         click.echo(f"throughtime: the report is in {output.resolve()}", err=True)
 
 
-def leave(report: Report, fail_on: str) -> None:
+def leave(report: Report, fail_on: FailOn) -> None:
     """Exit code 1 where a finding is as severe as --fail-on says."""
     if fail_on != "never" and not report.passed(fail_on):
         raise SystemExit(1)

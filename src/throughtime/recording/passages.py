@@ -20,6 +20,7 @@ from torch.autograd.graph import Node
 
 from throughtime.recording.calls import Call, Form
 from throughtime.recording.elementwise import Edge, taken_out
+from throughtime.recording.graph import takes
 from throughtime.recording.hooks import edge_of
 from throughtime.recording.input_gradient import input_gradient
 from throughtime.recording.layout import laid, time_first
@@ -76,7 +77,7 @@ class Passage:
             if given is None:
                 continue
             operation: Any = node
-            arrived = tuple(given.get(number) for number in range(len(operation._input_metadata)))
+            arrived = tuple(given.get(number) for number in range(len(takes(node))))
             made = arrived if node.name() == IDENTITY else operation(*arrived)
             sent = made if isinstance(made, tuple) else (made,)
             for edge, grad in zip(node.next_functions, sent, strict=True):
@@ -96,7 +97,7 @@ class Passage:
 
 def fitted(node: Node, number: int, grad: Tensor) -> Tensor:
     """A gradient in the shape and dtype of what it belongs to, as the engine makes it: broadcast axes are summed up."""
-    meta = node._input_metadata[number]  # type: ignore[attr-defined]
+    meta = takes(node)[number]
     shape = tuple(meta.shape)
     return (grad if grad.shape == shape else grad.sum_to_size(shape)).to(meta.dtype)
 

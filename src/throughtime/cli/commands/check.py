@@ -8,7 +8,7 @@ import click
 
 from throughtime.cli.given import diagnosed
 from throughtime.cli.options import diagnosis_options, fail_option
-from throughtime.cli.output import leave
+from throughtime.cli.output import FailOn, leave
 
 
 @click.command()
@@ -18,7 +18,7 @@ from throughtime.cli.output import leave
     "--level", type=click.Choice(["0.1", "0.01", "0.001"]), default="0.01", show_default=True, help="The horizon's ε."
 )
 @fail_option
-def check(min_horizon: int | None, level: str, fail_on: str, **said: Any) -> None:
+def check(min_horizon: int | None, level: str, fail_on: FailOn, **said: Any) -> None:
     """Check MODEL in CI: one line a layer and an exit code.
 
     Where the total lag of a whole is told (a stack, modules in series), its horizon is judged and not those of its parts.

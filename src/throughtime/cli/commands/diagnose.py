@@ -9,7 +9,7 @@ import click
 
 from throughtime.cli.given import diagnosed
 from throughtime.cli.options import diagnosis_options, fail_option, output_options
-from throughtime.cli.output import check_writable, leave, show
+from throughtime.cli.output import FailOn, check_writable, leave, show
 
 
 @click.command()
@@ -26,7 +26,7 @@ from throughtime.cli.output import check_writable, leave, show
 )
 @output_options
 @fail_option
-def diagnose(output: Path | None, form: str, fail_on: str, network: bool, **said: Any) -> None:
+def diagnose(output: Path | None, form: str, fail_on: FailOn, network: bool, **said: Any) -> None:
     """Diagnose MODEL: package.module:factory, or a file of weights (state dict, .pt2, safetensors, ONNX, Keras, .npz)."""
     if network and form != "json":
         raise click.UsageError("--network: got --format text; expected --format json; do this: add --format json")
