@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from throughtime.collect import Asked
+from throughtime.asked import Asked
 from throughtime.diagnosis.measure import StepReader
 from throughtime.flow import LayerFlow
 from throughtime.streaming.accumulate import accumulate, flow_of
 from throughtime.streaming.sums import LayerSums, merge
 
 STEPS, LAG, NOISE = 24, 3, 2.0
-PLAIN = Asked(demand=None, origin_step=False, hops=False, signal_to_noise=False)
+PLAIN = Asked(demand=False, origin_step=False, hops=False, signal_to_noise=False)
 LAGS = (0, 2, 5, 8)
 LEVELS = (0.1, 0.01)
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import throughtime as tt
 from reference import drawn
+from throughtime.asked import Asked
 from throughtime.cells import REGISTRY, Weights
-from throughtime.collect import Asked
 from throughtime.errors import InputError
 from throughtime.explain import explain
 from throughtime.gates import STEP
@@ -197,7 +197,7 @@ def test_saved_sums_go_on_as_if_they_had_not_been(key):
 
 
 def test_many_logits_are_counted(monkeypatch):
-    traces, asked = [run("gru", 60, 16, seed, "last") for seed in range(3)], Asked(demand=None, hops=False)
+    traces, asked = [run("gru", 60, 16, seed, "last") for seed in range(3)], Asked(demand=False, hops=False)
     exact = streamed(traces, asked).gates["z"]
     monkeypatch.setattr("throughtime.gates.ROOM", 4000)
     counted = streamed(traces, asked).gates["z"]

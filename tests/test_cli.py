@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import click
 import jsonschema
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 from throughtime import cli
+from throughtime.cli.commands import diagnose as diagnose_command
 from throughtime.diagnosis.rule import registry
 from throughtime.report.json import schema
 from throughtime.tasks import demos
@@ -166,6 +168,17 @@ def test_help_imports_nothing_heavy(arguments):
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_file_of_a_command_is_one():
+    """And says in its help what it does and what each of its options does."""
+    files = {path.stem for path in Path(cli.commands.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(cli.main.commands) == files
+    for name, command in cli.main.commands.items():
+        assert command.name == name
+        assert command.help, name
+        lacking = [each.name for each in command.params if isinstance(each, click.Option) and not each.help]
+        assert not lacking, name
 
 
 def test_help_names_the_commands_and_exit_codes(throughtime):
@@ -744,7 +757,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(throughtime, f
     def work(*_, **__):
         pytest.fail("the work was done first")
 
-    monkeypatch.setattr(cli, "_diagnosed", work)
+    monkeypatch.setattr(diagnose_command, "diagnosed", work)
     monkeypatch.setattr(demos, "digits_report", work)
     monkeypatch.setattr(demos, "opus_report", work)
     before = sorted(os.listdir(folder))

@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_data(monkeypatch):
     monkeypatch.setattr("throughtime.streaming.accumulate.SEQUENCES", 20)
 
     def kept(count):
-        from throughtime.collect import Asked
+        from throughtime.asked import Asked
         from throughtime.diagnosis.measure import StepReader
         from throughtime.streaming.sums import plain
 

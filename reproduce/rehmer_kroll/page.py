@@ -170,12 +170,12 @@ def spread_table(arms: Sequence[Arm]) -> str:
         final = arm.losses[-LAST:].mean(axis=0)
         low, middle, high = np.nanquantile(final, [0.1, 0.5, 0.9])
         tenth, nine = np.quantile(arm.bfr, [0.1, 0.9])
-        part = intervals.share(failed(arm), len(arm.bfr))
+        share, least, most = (100 * each for each in intervals.share(failed(arm), len(arm.bfr)))
         rows.append(
             [
                 figures.label(arm), f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{high / low:.1f}",
                 interval(intervals.median(arm.bfr)), f"{tenth:.0f} to {nine:.0f}".replace("-", "−"),
-                f"{failed(arm)} of {len(arm.bfr)}: {interval(tuple(100 * each for each in part))} %",  # type: ignore[arg-type]
+                f"{failed(arm)} of {len(arm.bfr)}: {interval((share, least, most))} %",
             ]
         )  # fmt: skip
     head = ["network", "final loss, median (10–90 % of seeds)", "ratio 90 % to 10 %", "BFR, median (95 % interval)",

@@ -43,8 +43,9 @@ def trial(job: Job, scale: Scale, needed_lag: int | None, read: int, task: Task)
     """
     trials = []
     for arm in run(job, scale, task):
-        moments = sorted(arm.kept) if needed_lag is not None and job.cut is None else []
-        readings = {step: supply.read(arm, task, step, needed_lag, read) for step in moments}  # type: ignore[arg-type]
+        readings = {}
+        if needed_lag is not None and job.cut is None:
+            readings = {step: supply.read(arm, task, step, needed_lag, read) for step in sorted(arm.kept)}
         trials.append(Trial(replace(arm, kept={}), readings))
     return trials
 

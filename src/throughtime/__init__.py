@@ -1,12 +1,10 @@
 """throughtime: how far back a recurrent network learns, how far back its loss needs it to, and what helps."""
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import Any
 
-__version__ = _version("throughtime")
-
-# Names are imported when first used, so that the command line's --help need not import torch.
+__version__: str
+# Names are found when first used, so that the command line's --help need import neither torch nor importlib.metadata.
 _PUBLIC = {
     "record": "recording.recorder",
     "Record": "recording.recorder",
@@ -18,6 +16,7 @@ _PUBLIC = {
     "Demand": "demand",
     "ThroughtimeError": "errors",
     "plot_lags": "plot",
+    "Options": "asked",
     "load": "importers.load",
     "register_cell": "recording.own",
     "window": "truncation.choose",
@@ -31,6 +30,8 @@ __all__ = ["__version__", *_PUBLIC, *_MODULES]
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"throughtime.{_PUBLIC[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("throughtime")
     if name in _MODULES:
         return import_module(f"throughtime.{name}")
     raise AttributeError(f"module 'throughtime' has no attribute {name!r}")

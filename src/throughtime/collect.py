@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from throughtime import gates, units
-from throughtime.demand import Method
-from throughtime.errors import InputError
+from throughtime.asked import Asked
 from throughtime.flow import Sequence
 from throughtime.linearize import Linearization
 from throughtime.reducers.adjoints import Adjoints
@@ -30,29 +28,6 @@ from throughtime.trace import Trace
 CONTRACT = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the error; lower precisions: 2e-2
 LOW_PRECISION = 2e-2
 LEVELS = (0.1, 0.01, 0.001)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options of `throughtime.explain.explain`; demand: the method, or None. Raises InputError."""
-
-    tolerance: float = 1e-12
-    max_lag: int | None = None
-    bias: str = "all"
-    hops: bool = True
-    signal_to_noise: bool = True
-    demand: Method | None = "covariance"
-    origin_step: bool = True
-    derivative: str = "closed"
-
-    def __post_init__(self) -> None:
-        most = self.max_lag
-        if not 0 <= self.tolerance < 1:
-            raise InputError(f"tolerance={self.tolerance}", "0 or more, and below 1", "0 tells every lag apart")
-        if most is not None and (not isinstance(most, Integral) or isinstance(most, bool) or most < 0):
-            raise InputError(f"max_lag={most}", "a whole number of steps, 0 or more", "leave it out to tell every lag")
-        if self.bias not in ("all", "horizon"):
-            raise InputError(f"bias={self.bias!r}", "'all' or 'horizon'", "use 'all' for the bias at every K")
 
 
 @dataclass
@@ -132,7 +107,7 @@ def collect(
         sums=sums,
         terms=None,
         tail=None,
-        sample=sample_of(trace, by_sequence, arriving, batch, asked.demand is not None and not trace.inner),
+        sample=sample_of(trace, by_sequence, arriving, batch, asked.demand and not trace.inner),
         gates=opened,
         places=used.places.places() if used.places else None,
         first=_sequence(trace, by_sequence, arriving)

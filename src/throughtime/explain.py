@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from throughtime import __version__
+from throughtime.asked import Asked, Options
 from throughtime.books import of_ledger
-from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, Asked, collect, own_sum, reducers
-from throughtime.demand import Method
+from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, collect, own_sum, reducers
 from throughtime.errors import InputError, ResidualError
 from throughtime.finish import finish
 from throughtime.flow import Flow, LayerFlow, Missing
@@ -27,34 +28,19 @@ from throughtime.whole.total import COST, cost, total_of
 def explain(
     traces: list[Trace],
     *,
-    tolerance: float = 1e-12,
-    max_lag: int | None = None,
-    bias: str = "all",
-    hops: bool = True,
-    signal_to_noise: bool = True,
-    demand: bool = True,
-    demand_method: Method = "covariance",
-    origin_step: bool = True,
-    derivative: str = "closed",
-    strict: bool = True,
     copies: Mapping[str, int] | None = None,
-    total: bool | None = None,
     series: Iterable[Series] = (),
     progress: Callable[[int, int, str], None] | None = None,
+    **options: Unpack[Options],
 ) -> Flow:
     """The flow of these traces.
 
-    tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
-    which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
-    "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
-    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). copies: of each sequence in a trace,
-    by its name, where a probe made several. total: whether the total lag is told where it takes a stream of every origin
-    through every layer (`throughtime.whole.series`); by default where this takes less than
-    `throughtime.whole.total.COST`. series: what these are, of each batch. progress(done, of, layer).
+    copies: of each sequence in a trace, by its name, where a probe made several. series: what the total lag is told of, of
+    each batch. progress(done, of, layer). options: see `throughtime.asked.Options`.
+
+    Raises ResidualError where the terms do not add up, InputError where no gradient reached any layer.
     """
-    asked = Asked(
-        tolerance, max_lag, bias, hops, signal_to_noise, demand_method if demand else None, origin_step, derivative
-    )
+    asked = Asked(**options)
     reached = [trace for trace in traces if trace.origins()]
     if not reached:
         raise InputError(
@@ -66,11 +52,11 @@ def explain(
     layers: dict[str, LayerFlow] = {}
     missing = [Missing(f"layers.{name}", "a gradient of exactly zero reached it") for name in sorted(silent)]
     wholes: dict[str, list[Series]] = {}
-    for each in series if total is not False else ():
+    for each in series if asked.total is not False else ():
         wholes.setdefault(each.name, []).append(each)
     for name, batches in wholes.items():
         needs = cost(batches)
-        if total is None and needs > COST:
+        if asked.total is None and needs > COST:
             why = f"the total lag takes about {needs:.1g} multiplications: ask for it by total=True (--total)"
             missing.append(Missing(f"layers.{name}", why))
             continue
@@ -90,7 +76,7 @@ def explain(
             )
             continue
         for layer in made:
-            if strict and layer.error > CONTRACT.get(batches[0].parts[0].trace.dtype, LOW_PRECISION):
+            if asked.strict and layer.error > CONTRACT.get(batches[0].parts[0].trace.dtype, LOW_PRECISION):
                 raise _missed(layer, batches[0].parts[0].trace.dtype)
             layers[layer.name] = layer
         reached = [replace(trace, inner=True) if trace.module == name else trace for trace in reached]
@@ -102,7 +88,7 @@ def explain(
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
             layer = _layer(trace, asked, (copies or {}).get(trace.name, 1), tell)
-        if strict and layer.error > CONTRACT.get(trace.dtype, LOW_PRECISION):
+        if asked.strict and layer.error > CONTRACT.get(trace.dtype, LOW_PRECISION):
             raise _missed(layer, trace.dtype)
         layers[trace.name] = layer
     return Flow(layers=layers, throughtime=__version__, torch=torch.__version__, missing=tuple(missing))
@@ -130,7 +116,7 @@ def _total(
     given = [trace.weight_gradients for trace in own]
     return [
         replace(layer, bare=own[0].bare)
-        for layer in total_of(series, references, given, LEVELS, asked.demand, progress)
+        for layer in total_of(series, references, given, LEVELS, asked.method, progress)
     ]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from throughtime import units
+from throughtime.asked import Asked
 from throughtime.books import Books
-from throughtime.collect import Asked, own_sum
+from throughtime.collect import own_sum
 from throughtime.demand import Demand, measure
 from throughtime.flow import Adjoint, Horizon, Intervals, LayerFlow, Missing, Sequence, Tail
 from throughtime.reducers import adjoints, initial_state
@@ -31,7 +32,7 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
     )
     states, state_residual = initial_state.finished(sums.part("initial"), [f"{about.name}.{s}_0" for s in about.states])
     demand = None
-    if asked.demand is not None and not about.inner:
+    if asked.demand and not about.inner:
         demand = _demand(sums, asked)
     entering = _entering(sums)
     tail = None if tail_from is None else _tail(sums, books, adjoint, tail_from, asked)
@@ -103,8 +104,9 @@ def _entering(sums: LayerSums) -> np.ndarray:
 def _demand(sums: LayerSums, asked: Asked) -> Demand:
     sample = sums.sample
     assert sample.source is not None
-    assert asked.demand is not None
-    found = measure(sample.entering(sums.steps), sample.source, method=asked.demand, lengths=sample.ends(sums.steps))
+    found = measure(
+        sample.entering(sums.steps), sample.source, method=asked.demand_method, lengths=sample.ends(sums.steps)
+    )
     if len(sample.batch) == sums.sequences:
         return found
     note = f"of {len(sample.batch)} sequences drawn from {sums.sequences}"
@@ -154,7 +156,7 @@ def _missing(sums: LayerSums, layer: LayerFlow, asked: Asked) -> list[Missing]:
         "bias": "told only where it crosses a level of the horizon" if asked.bias != "all" else "",
         "cosine": "told where the bias is" if asked.bias != "all" else "",
         "units.timescale": "" if carry or about.gate else "the cell has no gate on its carry",
-        "demand": "not asked for" if asked.demand is None else "told for the whole stack" if about.inner else "",
+        "demand": "not asked for" if not asked.demand else "told for the whole stack" if about.inner else "",
         "gates": parts,
         "units": parts,
     }

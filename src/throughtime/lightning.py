@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from throughtime.asked import Options
 from throughtime.diagnosis.diagnose import judge
 from throughtime.diagnosis.report import Report
 from throughtime.diagnosis.supply import arrival
@@ -29,10 +30,7 @@ from throughtime.recording.recorder import Record
 
 LEVEL = 0.01
 """Of the gradient horizon that is logged: what lies beyond changes the gradient by 1 %."""
-QUICK = {
-    **{"bias": "horizon", "demand": False, "hops": False},
-    **{"signal_to_noise": False, "origin_step": False, "total": False},
-}
+QUICK = Options(bias="horizon", demand=False, hops=False, signal_to_noise=False, origin_step=False, total=False)
 """Only what is logged is measured."""
 ENOUGH = 1e-4
 """Tolerance at which lags are no longer told apart, where no lag is asked for: far under what decides a horizon of 1 %."""
@@ -103,7 +101,7 @@ class GradientHorizon(_Callback):
             raise InputError(f"log={unknown}", f"some of {', '.join(METRICS)}", "name metrics of the layer")
         self.every, self.needed_lag, self.names, self.keep = every, needed_lag, names, keep
         self.layers = None if layers is None else list(layers)
-        self.options = QUICK | {"max_lag": max_lag}
+        self.options = QUICK | Options(max_lag=max_lag)
         if needed_lag is None:
             self.options["tolerance"] = ENOUGH
         self.flows: dict[int, Flow] = {}

@@ -18,7 +18,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from throughtime.collect import Asked
+from throughtime.asked import Asked
 from throughtime.errors import InputError
 from throughtime.flow import Array
 from throughtime.linearize import Linearization

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from numbers import Integral
@@ -114,13 +114,18 @@ def as_stream(batches: Any, limit: int | None) -> tuple[Iterator[Any], int | Non
             "a batch (a tensor, a tuple (x, y), a dict) or an iterable of batches",
             "pass one batch, a DataLoader or a list of (x, y)",
         )
-    try:
-        count = len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        count = None
+    count = _length(batches)
     if limit is not None:
         count = count and min(count, limit)
     return _read(batches, limit), count
+
+
+def _length(batches: object) -> int | None:
+    """How many there are, where that is known."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a DataLoader of an iterable data set
+        return None
 
 
 def _read(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:

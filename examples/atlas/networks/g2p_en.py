@@ -17,7 +17,8 @@ def network() -> Network:
     """Words of ten letters and the end."""
     path = PACKAGE.file(ARRAYS)
     model = g2p.Speller(dict(np.load(path)))
-    model.encoder, model.decoder = (tt.load(path, layer=part, cell="gru") for part in ("enc", "dec"))  # type: ignore[assignment]
+    for name, part in (("encoder", "enc"), ("decoder", "dec")):
+        model.add_module(name, tt.load(path, layer=part, cell="gru"))
     words = g2p.words()
     letters = g2p.letters(words)
     return Network(

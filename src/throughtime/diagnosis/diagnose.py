@@ -6,10 +6,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
+from throughtime.asked import Options
 from throughtime.diagnosis.measure import keeping, measure
 from throughtime.diagnosis.report import Needed, Report
 from throughtime.diagnosis.rule import History, registry
@@ -43,7 +44,7 @@ def diagnose(
     verify_seeds: int = 5,
     factory: Callable[[], nn.Module] | None = None,
     progress: Tell = quiet,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Report:
     """Which lags the loss needs, how far the gradient reaches, why not, and what to change.
 
@@ -61,7 +62,8 @@ def diagnose(
 
     verify: train pairs of untreated and treated copies with `verify_seeds` seeds for `verify_steps` steps, on the first
     `BATCHES` batches, and say whether the remedy of the first finding that has one helped; `factory` makes fresh models for it
-    (without one, copies are drawn anew by their own `reset_parameters`). options: those of `throughtime.explain.explain`.
+    (without one, copies are drawn anew by their own `reset_parameters`). options: see
+    `throughtime.Options`.
 
     Raises InputError, UnsupportedError, RecordError, ResidualError, each with got / expected / do this.
     """
@@ -142,7 +144,7 @@ def verified(
     steps: int,
     seeds: int,
     progress: Tell,
-    options: dict[str, Any],
+    options: Options,
 ) -> Report:
     """The report with its remedy tried out: paired trainings, and the flow of a treated copy before training."""
     chosen = prescribed(report, model)
@@ -153,6 +155,5 @@ def verified(
         source, batches, step, remedy, layer, seeds=range(seeds), steps=steps, progress=progress, **evidence
     )
     treated = remedy.apply(copy.deepcopy(model), layer, **evidence)
-    options = {name: value for name, value in options.items() if name != "demand"}
-    after = measure(treated, batches, step, [layer], progress, demand=False, **options)
+    after = measure(treated, batches, step, [layer], progress, **(options | Options(demand=False)))
     return replace(report, verification=result, before=report.flow, after=after)

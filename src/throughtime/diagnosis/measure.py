@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from throughtime.collect import Asked
-from throughtime.demand import Method
+from throughtime.asked import Asked, Options
 from throughtime.errors import InputError, RecordError
 from throughtime.explain import explain
 from throughtime.flow import Flow, Missing, Stream
@@ -36,11 +35,11 @@ def measure(
     progress: Tell = quiet,
     how: Streaming | None = None,
     count: int | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Flow:
     """The flow of the summed losses of some batches, without touching the model.
 
-    how, count: see `throughtime.streaming.stream`, whose total is the count. options: those of `throughtime.explain.explain`.
+    how, count: see `throughtime.streaming.stream`, whose total is the count. options: see `throughtime.asked.Options`.
     """
     return flow_by(StepReader(step, layers), model, batches, progress, how, count, **options)
 
@@ -52,7 +51,7 @@ def flow_by(
     progress: Tell,
     how: Streaming | None,
     count: int | None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Flow:
     """The flow of what a reader makes of the batches.
 
@@ -60,8 +59,8 @@ def flow_by(
     is one.
     """
     how = how or Streaming()
-    asked, strict = _asked(**options)
-    whole = options.get("total") is not False
+    asked = Asked(**options)
+    whole = asked.total is not False
     with untouched(model):
         rng = torch.get_rng_state()
         source = iter(batches)
@@ -74,9 +73,10 @@ def flow_by(
             if len(head) == 1:
                 return _together(reader, model, head, progress, **options)
             source = chain(head, source)
-        task = Task(reader, replace(asked, bias="all"))  # every K comes with the terms
+        # Every K comes with the terms; what is not of the sums is no reason against going on with them.
+        task = Task(reader, replace(asked, bias="all", strict=True, total=None))
         measured, end = stream(model, source, task, how, rng, count, progress)
-    flow = flow_of(measured.layers, task.asked, strict)
+    flow = flow_of(measured.layers, replace(task.asked, strict=asked.strict))
     flow = _with(flow, measured.names, measured.reached, measured.notes)
     together = f"is told of up to {SEVERAL} batches worked on together, in this process and without resume"
     both = [name for name in measured.reached if _both_ways(measured.layers, name)]
@@ -99,7 +99,7 @@ def _in_series(model: nn.Module, layers: list[str] | None) -> bool:
     return len(found) > 1 or any(getattr(layer, "bidirectional", False) for layer in found)
 
 
-def _together(reader: Reader, model: nn.Module, batches: list[Any], progress: Tell, **options: Any) -> Flow:
+def _together(reader: Reader, model: nn.Module, batches: list[Any], progress: Tell, **options: Unpack[Options]) -> Flow:
     """Of few batches, joined into one; of a probe only a single one."""
     reads = []
     for number, batch in enumerate(batches):
@@ -143,25 +143,6 @@ def _with(flow: Flow, names: list[str], reached: list[str], notes: Any) -> Flow:
         kept = tuple(each for each in layer.missing if each.field not in told)
         layers[name] = replace(layer, missing=(*kept, *(Missing(field, why) for field, why in told.items())))
     return replace(flow, layers=layers, missing=(*flow.missing, *independent))
-
-
-def _asked(
-    *,
-    tolerance: float = 1e-12,
-    max_lag: int | None = None,
-    bias: str = "all",
-    hops: bool = True,
-    signal_to_noise: bool = True,
-    demand: bool = True,
-    demand_method: Method = "covariance",
-    origin_step: bool = True,
-    derivative: str = "closed",
-    strict: bool = True,
-    total: bool | None = None,
-) -> tuple[Asked, bool]:
-    """The options of `throughtime.explain.explain`, and `strict`. total: told of one batch only."""
-    method = demand_method if demand else None
-    return Asked(tolerance, max_lag, bias, hops, signal_to_noise, method, origin_step, derivative), strict
 
 
 @dataclass(frozen=True)

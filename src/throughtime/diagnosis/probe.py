@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from throughtime.asked import Options
 from throughtime.diagnosis.measure import flow_by, traces_and_series
 from throughtime.errors import InputError
 from throughtime.flow import Flow
@@ -37,16 +38,16 @@ def probe(
     progress: Tell = quiet,
     how: Streaming | None = None,
     count: int | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Flow:
     """The flow of each layer's last state, without touching the model. Demand needs a loss and is missing.
 
     `batch` and `by_sequence` are of the sequences given, not of their copies, one a direction. how, count: see
-    `throughtime.diagnosis.measure`. options: those of `throughtime.explain.explain`.
+    `throughtime.diagnosis.measure`. options: see `throughtime.asked.Options`.
     """
-    options = {"signal_to_noise": False} | options | {"demand": False}
-    reader = ProbeReader(layers, count or 1, bool(options["signal_to_noise"]))
-    return flow_by(reader, model, batches, progress, how, count, **options)
+    asked = Options(signal_to_noise=False) | options | Options(demand=False)
+    reader = ProbeReader(layers, count or 1, asked.get("signal_to_noise", False))
+    return flow_by(reader, model, batches, progress, how, count, **asked)
 
 
 @dataclass(frozen=True)

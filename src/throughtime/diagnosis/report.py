@@ -45,11 +45,11 @@ class Report:
     before: Flow | None = None
     after: Flow | None = None
 
-    def passed(self, fail_on: Severity | str = "warning") -> bool:
+    def passed(self, fail_on: Severity = "warning") -> bool:
         """Whether no stable finding is at or above `fail_on` ("info", "warning", "error")."""
         if fail_on not in SEVERITIES:
             raise InputError(f"fail_on={fail_on!r}", f"one of {', '.join(SEVERITIES)}", "pass another severity")
-        least = SEVERITIES.index(fail_on)  # type: ignore[arg-type]
+        least = SEVERITIES.index(fail_on)
         return not any(SEVERITIES.index(f.severity) >= least for f in self.findings if not f.preview)
 
     def headline(self) -> list[tuple[str, str]]:

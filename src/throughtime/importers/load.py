@@ -19,7 +19,7 @@ from throughtime.importers.naming import as_array, torch_layers, wanted
 from throughtime.importers.npz import bare_layers
 from throughtime.importers.stack import merged, whole
 from throughtime.recording.foreign import FROM_KERAS, is_keras
-from throughtime.recording.runs import flipped
+from throughtime.recording.layout import flipped
 from throughtime.recurrent import Recurrent
 
 

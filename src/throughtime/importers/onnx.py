@@ -142,7 +142,8 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
     given = [*node.input, *[""] * 8]
     direction = said.get("direction", b"forward").decode()
     names = {"forward": [""], "reverse": [""], "bidirectional": ["", "_reverse"]}.get(direction, [])
-    W, R, B, P = (_weights(folder.value(given[place], operator.scope)) for place in (1, 2, 3, 7))
+    arrays = (folder.value(given[place], operator.scope) for place in (1, 2, 3, 7))
+    W, R, B, P = (None if each is None else _weights(each) for each in arrays)
     refused = _why_not(said, given, [W, R, B], len(names))
     states: dict[str, np.ndarray] = {}
     for place, role in ((5, "initial_h"), (6, "initial_c")):
@@ -150,7 +151,7 @@ def _layers(operator: Operator, folder: Folder) -> Iterator[Found]:
         state, why = initial_state(given[place], operator.scope, folder, len(names), batch_first)
         refused = refused or why
         if state is not None:
-            states[role] = _weights(state)  # type: ignore[assignment]
+            states[role] = _weights(state)
     if given[7] and not refused and (P is None or P.ndim != 2 or len(P) != len(names) or P.shape[1] % 3):
         refused = "peepholes that are no constants of the graph, or not of the operator's shape"
     if refused or W is None or R is None:
@@ -213,6 +214,6 @@ def _why_not(
     return ""
 
 
-def _weights(value: np.ndarray | None) -> np.ndarray | None:
+def _weights(value: np.ndarray) -> np.ndarray:
     """Half precision as float32."""
-    return value.astype(np.float32) if value is not None and value.dtype == np.float16 else value
+    return value.astype(np.float32) if value.dtype == np.float16 else value

@@ -95,8 +95,7 @@ def _constant(said: Said) -> np.ndarray | None:
 
 def _size(operator: str, given: Given, said: Said) -> int:
     """Bytes that the operator makes anew, before it makes them."""
-    data = given[0]
-    assert data is not None
+    data = _operand(given)
     if operator == "Concat":
         return sum(each.nbytes for each in given if each is not None)
     if operator == "Gather" and len(given) > 1 and given[1] is not None:
@@ -105,69 +104,75 @@ def _size(operator: str, given: Given, said: Said) -> int:
     return {"Cast": 16 * data.size, "Reshape": data.nbytes}.get(operator, 0)
 
 
-def _axes(given: Given, said: Said) -> list[int] | None:
-    """The operand or attribute `axes`, by the version of the operator."""
-    value = given[1] if len(given) > 1 and given[1] is not None else said.get("axes")
+def _operand(given: Given, place: int = 0) -> np.ndarray:
+    value = given[place]
+    if value is None:
+        raise IndexError(f"no operand {place}")
+    return value
+
+
+def _numbers(given: Given, said: Said, place: int, name: str) -> list[int] | None:
+    """Whole numbers that are an operand or an attribute, by the version of the operator."""
+    value = given[place] if len(given) > place and given[place] is not None else said.get(name)
     return None if value is None else [int(each) for each in np.ravel(value)]
 
 
 def _slice(given: Given, said: Said) -> np.ndarray:
-    data = given[0]
-    assert data is not None
-    names = ("starts", "ends", "axes", "steps")
-    told = [
-        given[place] if len(given) > place and given[place] is not None else said.get(name)
-        for place, name in enumerate(names, 1)
-    ]
-    starts, ends = np.ravel(told[0]), np.ravel(told[1])  # type: ignore[arg-type]
-    axes = range(len(starts)) if told[2] is None else np.ravel(told[2])
-    steps = [1] * len(starts) if told[3] is None else np.ravel(told[3])
+    data, names = _operand(given), ("starts", "ends", "axes", "steps")
+    starts, ends, axes, steps = (_numbers(given, said, place, name) for place, name in enumerate(names, 1))
+    if starts is None or ends is None:
+        raise IndexError("a slice without bounds")
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
     cut: list[slice] = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        cut[int(axis)] = slice(int(start), int(end), int(step))
+        cut[axis] = slice(start, end, step)
     return data[tuple(cut)]
 
 
 def _reshape(given: Given, said: Said) -> np.ndarray:
-    data, shape = given[0], given[1] if len(given) > 1 else said.get("shape")
-    assert data is not None
-    wanted = [int(each) for each in np.ravel(shape)]  # type: ignore[arg-type]
+    data, wanted = _operand(given), _numbers(given, said, 1, "shape")
+    if wanted is None:
+        raise IndexError("no shape")
     if not said.get("allowzero", 0):
         wanted = [data.shape[place] if each == 0 else each for place, each in enumerate(wanted)]
     return data.reshape(wanted)
 
 
 def _unsqueeze(given: Given, said: Said) -> np.ndarray:
-    axes = _axes(given, said)
-    assert axes is not None
-    return np.expand_dims(given[0], tuple(axes))  # type: ignore[arg-type]
+    axes = _numbers(given, said, 1, "axes")
+    if axes is None:
+        raise IndexError("no axes")
+    return np.expand_dims(_operand(given), tuple(axes))
 
 
 def _squeeze(given: Given, said: Said) -> np.ndarray:
-    axes = _axes(given, said)
-    return np.squeeze(given[0], None if axes is None else tuple(axes))  # type: ignore[arg-type]
+    axes = _numbers(given, said, 1, "axes")
+    return np.squeeze(_operand(given), None if axes is None else tuple(axes))
 
 
 def _cast(given: Given, said: Said) -> np.ndarray | None:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     kind = tensor_dtype_to_np_dtype(said["to"])
-    data = given[0]
-    assert data is not None
-    return data.astype(kind) if kind.kind in PLAIN else None
+    return _operand(given).astype(kind) if kind.kind in PLAIN else None
+
+
+def _concat(given: Given, said: Said) -> np.ndarray:
+    return np.concatenate([_operand(given, place) for place in range(len(given))], axis=said["axis"])
 
 
 def _gather(given: Given, said: Said) -> np.ndarray:
-    return np.take(given[0], given[1], axis=said.get("axis", 0))  # type: ignore[arg-type]
+    return np.take(_operand(given), _operand(given, 1), axis=said.get("axis", 0))
 
 
 OPERATORS: Mapping[str, Callable[[Given, Said], np.ndarray | None]] = {
     "Identity": lambda given, said: given[0],
     "Slice": _slice,
-    "Concat": lambda given, said: np.concatenate(given, axis=said["axis"]),  # type: ignore[arg-type]
+    "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
-    "Transpose": lambda given, said: np.transpose(given[0], said.get("perm")),  # type: ignore[arg-type]
+    "Transpose": lambda given, said: np.transpose(_operand(given), said.get("perm")),
     "Reshape": _reshape,
     "Cast": _cast,
     "Gather": _gather,

@@ -21,7 +21,7 @@ from throughtime.errors import UnsupportedError
 from throughtime.recording.calls import HELD, OUTPUT, Call, Held
 from throughtime.recording.elementwise import Edge, Factor, Reader, filled, plus, times
 from throughtime.recording.hooks import edge_of, hear_held
-from throughtime.recording.runs import Run, Start, besides, run_of
+from throughtime.recording.run import Run, Start, besides, run_of
 from throughtime.recording.ways import Ways
 
 

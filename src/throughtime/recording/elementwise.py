@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from throughtime.recording.graph import takes
+
 Edge = tuple[Node | None, int]
 Factor = Tensor | None
 """What each number is multiplied by, in the shape of the state; None is 1 everywhere."""
@@ -63,7 +65,7 @@ def _added_product(node: Any, place: int) -> Tensor | float | None:
 def _overwritten(node: Any, place: int) -> Tensor | None:
     if place or node._saved_accumulate:
         return None
-    left = torch.ones(node._input_metadata[0].shape)
+    left = torch.ones(takes(node)[0].shape)
     return left.index_put_([None if i is None else i.cpu() for i in node._saved_indices], left.new_zeros(()))
 
 
@@ -102,7 +104,7 @@ def taken_out(edge: Edge, *barred: Container[Edge]) -> tuple[Edge, Factor] | Non
     laid: Any = together[0]
     if laid is None or laid.name() not in ("StackBackward0", "CatBackward0") or _in(together, barred):
         return None
-    shape = laid._input_metadata[0].shape
+    shape = takes(laid)[0].shape
     dim = _wrapped(taking._saved_dim, len(shape))
     if dim != _wrapped(laid._saved_dim, len(shape)):
         return None
@@ -128,7 +130,7 @@ def taken_out(edge: Edge, *barred: Container[Edge]) -> tuple[Edge, Factor] | Non
         return (parts[first], by) if taking.name() in ("SelectBackward0", "UnbindBackward0") else None
     if taking.name() in ("SelectBackward0", "UnbindBackward0"):
         return None
-    sizes = [None if node is None else node._input_metadata[number].shape[dim] for node, number in parts]
+    sizes = [None if node is None else takes(node)[number].shape[dim] for node, number in parts]
     begin = 0
     for part, size in zip(parts, sizes, strict=True):
         if size is None:  # without a gradient: its size is known where all others are
@@ -148,8 +150,8 @@ def _in(edge: Edge, places: Iterable[Container[Edge]]) -> bool:
 def _only_way(node: Any) -> tuple[Edge, Factor] | None:
     """The only differentiable input of an operation, of the same shape, and what it is multiplied by; None of others."""
     live = [(place, edge) for place, edge in enumerate(node.next_functions) if edge[0] is not None]
-    shape = node._input_metadata[0].shape
-    if len(live) != 1 or live[0][1][0]._input_metadata[live[0][1][1]].shape != shape:
+    shape = takes(node)[0].shape
+    if len(live) != 1 or takes(live[0][1][0])[live[0][1][1]].shape != shape:
         return None
     place, edge = live[0]
     try:
@@ -279,7 +281,7 @@ class Reader:
                 return False, None
             if not isinstance(by, Tensor):
                 return True, None if by == 1 else torch.full_like(self.like, by)
-            shape = node._input_metadata[0].shape  # type: ignore[attr-defined]
+            shape = takes(node)[0].shape
             return True, by.detach().to(self.like).expand(shape).reshape(self.like.shape)
         except (RuntimeError, IndexError):  # another layout than the state's, or written to since
             return False, None

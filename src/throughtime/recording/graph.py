@@ -26,6 +26,11 @@ class _Held:
             self.nodes.pop()
 
 
+def takes(node: Any) -> tuple[Any, ...]:
+    """What a node's operation takes in a backward pass: of each gradient its shape and dtype. torch's stubs leave it out."""
+    return node._input_metadata
+
+
 def hold(tops: Iterable[Node | None]) -> None:
     """Hold all nodes behind these until none of these is there any more."""
     ends = list(dict.fromkeys(node for node in tops if node is not None))

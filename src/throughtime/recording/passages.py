@@ -20,8 +20,11 @@ from torch.autograd.graph import Node
 
 from throughtime.recording.calls import Call, Form
 from throughtime.recording.elementwise import Edge, taken_out
+from throughtime.recording.graph import takes
 from throughtime.recording.hooks import edge_of
-from throughtime.recording.runs import NOTHING, Run, besides, input_gradient, run_of
+from throughtime.recording.input_gradient import input_gradient
+from throughtime.recording.layout import laid, time_first
+from throughtime.recording.run import NOTHING, Run, besides, run_of
 from throughtime.scaled import power_of_two
 from throughtime.whole.series import Level, Sent, Series, levels_of, outputs_of, widened
 
@@ -74,7 +77,7 @@ class Passage:
             if given is None:
                 continue
             operation: Any = node
-            arrived = tuple(given.get(number) for number in range(len(operation._input_metadata)))
+            arrived = tuple(given.get(number) for number in range(len(takes(node))))
             made = arrived if node.name() == IDENTITY else operation(*arrived)
             sent = made if isinstance(made, tuple) else (made,)
             for edge, grad in zip(node.next_functions, sent, strict=True):
@@ -94,7 +97,7 @@ class Passage:
 
 def fitted(node: Node, number: int, grad: Tensor) -> Tensor:
     """A gradient in the shape and dtype of what it belongs to, as the engine makes it: broadcast axes are summed up."""
-    meta = node._input_metadata[number]  # type: ignore[attr-defined]
+    meta = takes(node)[number]
     shape = tuple(meta.shape)
     return (grad if grad.shape == shape else grad.sum_to_size(shape)).to(meta.dtype)
 
@@ -349,26 +352,3 @@ def _from_outside(run: Run, sent: list[Sent]) -> Run:
                 part[layer * run.form.directions + each.part] += each.value[0].to(whole.dtype)
         ends[state] = besides(whole, part, run.dtype, loose) if part.any() else whole
     return replace(run, at_output=at_output, at_states={**run.at_states, -1: ends})
-
-
-def laid(value: Tensor, form: Form) -> Tensor:
-    """(T, B, W) in the layout of a call."""
-    if form.batch_sizes is not None:
-        return value[inside(form)]
-    return value.transpose(0, 1) if form.batch_first else value
-
-
-def time_first(value: Tensor, form: Form) -> Tensor:
-    """A call's layout as (T, B, W)."""
-    if form.batch_sizes is None:
-        return value.transpose(0, 1) if form.batch_first else value
-    there = inside(form).to(value.device)
-    padded = value.new_zeros(*there.shape, value.shape[-1])
-    padded[there] = value
-    return padded
-
-
-def inside(form: Form) -> Tensor:
-    """(T, B) bool of a packed batch."""
-    assert form.batch_sizes is not None
-    return torch.arange(int(form.batch_sizes[0])) < form.batch_sizes[:, None]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from throughtime.asked import Options
 from throughtime.cells.between import Between
 from throughtime.cells.cell import Tensors
 from throughtime.errors import RecordError, ThroughtimeError, UnsupportedError
@@ -33,7 +34,8 @@ from throughtime.recording.graph import LONG, hold
 from throughtime.recording.hooks import Edges, edge_of, hook, targets_of
 from throughtime.recording.layers import recurrent_layers
 from throughtime.recording.passages import SERIES, Passages, whole_of
-from throughtime.recording.runs import Run, traces_of
+from throughtime.recording.run import Run
+from throughtime.recording.traces import traces_of
 from throughtime.recording.ways import Ways
 from throughtime.recurrent import Recurrent, scan
 from throughtime.trace import Trace, joined
@@ -294,8 +296,8 @@ class Record:
     def _runs_of(self, layer: str) -> list[Run]:
         return runs_of([call for call in self.calls if call.layer == layer and call.passes])
 
-    def flow(self, **options: Any) -> Flow:
-        """The exact decomposition of the recorded backward pass; options: see `throughtime.explain.explain`.
+    def flow(self, **options: Unpack[Options]) -> Flow:
+        """The exact decomposition of the recorded backward pass; options: see `throughtime.Options`.
 
         Raises RecordError where no exact decomposition exists (nothing reached the layer, the input was changed in place,
         a second-order pass), ResidualError where the terms do not add up, InputError for NaN and infinities.

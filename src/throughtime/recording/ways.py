@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from throughtime.recording.calls import HELD, OUTPUT, Call
 from throughtime.recording.elementwise import Edge
 from throughtime.recording.hooks import edge_of
-from throughtime.recording.runs import NOTHING
+from throughtime.recording.run import NOTHING
 
 
 class Ways:

@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 
 from throughtime import __version__
+from throughtime.asked import Asked
 from throughtime.books import Books, of_terms
-from throughtime.collect import LEVELS, Asked, collect, reducers
+from throughtime.collect import LEVELS, collect, reducers
 from throughtime.errors import InputError
 from throughtime.explain import check_residual, outside
 from throughtime.finish import finish, intervals_of
@@ -68,8 +69,11 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
     )
 
 
-def flow_of(layers: Mapping[str, LayerSums], asked: Asked, strict: bool = True) -> Flow:
-    """The flow of what was added up. Layers into which no gradient entered are missing; see `throughtime.explain.explain`."""
+def flow_of(layers: Mapping[str, LayerSums], asked: Asked) -> Flow:
+    """The flow of what was added up. Layers into which no gradient entered are missing.
+
+    Raises InputError where that is all of them, ResidualError above the contract.
+    """
     reached = {name: sums for name, sums in layers.items() if sums.origins}
     if not reached:
         raise InputError(
@@ -78,7 +82,7 @@ def flow_of(layers: Mapping[str, LayerSums], asked: Asked, strict: bool = True) 
             "check for a saturated or masked loss, or a detach between layer and loss",
         )
     told = {name: _layer(sums, asked) for name, sums in reached.items()}
-    if strict:
+    if asked.strict:
         for layer in told.values():
             check_residual(layer)
     silent = sorted(set(layers) - set(reached))

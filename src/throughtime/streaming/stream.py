@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from throughtime.collect import Asked
+from throughtime.asked import Asked
 from throughtime.errors import InputError
 from throughtime.flow import Missing, Stream
 from throughtime.progress import Tell, quiet

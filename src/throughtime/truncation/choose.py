@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from throughtime.asked import Options
 from throughtime.cells.cell import Tensors
 from throughtime.diagnosis.diagnose import BATCHES, needs
 from throughtime.diagnosis.measure import recorded
@@ -48,7 +49,7 @@ def window(
     layers: list[str] | None = None,
     limit: int = BATCHES,
     progress: Tell = quiet,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> WindowReport:
     """Which truncation window to train with: what each loses of the gradient and costs, and which one to use.
 
@@ -56,7 +57,7 @@ def window(
     limit: of a loader so many batches are read at most, and held together.
     windows: more of them, each K (chunks: the state detached every K steps) or (K1, K2) (a backward pass every K1 steps over
     the last K2; Williams & Peng 1990). level: the truncation bias that a recommended window may have. cost: whether memory and
-    time are measured, by really truncated passes of the recurrent layers. options: those of `throughtime.explain.explain`.
+    time are measured, by really truncated passes of the recurrent layers. options: see `throughtime.Options`.
 
     The bias and the cosine are exact, of these batches and these weights. A window is recommended only where a lag is known to
     be needed, and never one that does not hold it: how far the gradient reaches now says nothing of how far it should.
@@ -83,8 +84,9 @@ def window(
         progress(done, of, f"sweep of {name}")
 
     everything = [joined(traces) for traces in by_name.values()]
-    options = {"hops": False, "signal_to_noise": False, "origin_step": False} | options
-    flow = explain(everything, progress=tell, **options)
+    flow = explain(
+        everything, progress=tell, **(Options(hops=False, signal_to_noise=False, origin_step=False) | options)
+    )
     flow = replace(flow, missing=(*flow.missing, *(Missing(f"layers.{n}", "not reached") for n in got.unreached)))
     measured = _Measured(flow, [t for t in everything if t.name in flow.layers], needed_lag, level, progress)
     modules = {traces[0].module or name: [trace.steps for trace in traces] for name, traces in by_name.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.cells.cell import gradients_by_autograd
 from throughtime.linearize import Linearization
-from throughtime.recording.runs import flipped
+from throughtime.recording.layout import flipped
 from throughtime.reducers.products import AUTOGRAD, Blocks, Entry, entries, grouped
 from throughtime.scaled import DEAD, Scaled, power_of_two
 from throughtime.whole.series import Rows, Series, walk

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from throughtime.cells.cell import Pulled, Weights
 from throughtime.linearize import Linearization
-from throughtime.recording.runs import Run, at_carries, flipped, parts_of
+from throughtime.recording.layout import flipped
+from throughtime.recording.run import Run
+from throughtime.recording.traces import at_carries, parts_of
 from throughtime.trace import Trace
 
 BLOCK = 2**22

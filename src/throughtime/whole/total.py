@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.demand import Demand, Method, measure
 from throughtime.flow import Adjoint, Array, Horizon, LayerFlow, Missing, Terms
-from throughtime.recording.runs import flipped
+from throughtime.recording.layout import flipped
 from throughtime.trace import Trace, ends_of
 from throughtime.whole.offsets import TERMS, Offsets
 from throughtime.whole.series import Series

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf, log10
 from typing import ClassVar
 
+from torch import nn
+
 from throughtime.diagnosis.example import measured
 from throughtime.diagnosis.finding import Finding, Severity
 from throughtime.diagnosis.report import Needed
@@ -98,10 +100,10 @@ def out_of_reach(layer: LayerFlow, needed: Needed) -> list[Arrival]:
     return [each for each in found if each.fraction < ENOUGH and (each.lag >= gap or each.lag == needed.said)]
 
 
-def _chrono(layer: object) -> None:
+def _chrono(layer: nn.Module) -> None:
     from throughtime.init import chrono_
 
-    chrono_(layer, max_lag=31)  # type: ignore[type-var]
+    chrono_(layer, max_lag=31)
 
 
 def _message(worst: Arrival, short: list[Arrival], needed: Needed) -> str:

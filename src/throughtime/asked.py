@@ -1,0 +1,68 @@
+"""What is asked of a decomposition: its options, listed here and handed on as keywords by whatever takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal, TypedDict
+
+from throughtime.demand import Method
+from throughtime.errors import InputError
+
+Bias = Literal["all", "horizon"]
+Derivative = Literal["closed", "autograd"]
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `record.flow`, `throughtime.diagnose` and `throughtime.window`; their defaults are those of `Asked`.
+
+    tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
+    which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
+    "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. strict:
+    raise ResidualError above the contract (1e-10 in float64, 1e-4 in float32, 2e-2 below). total: whether the total lag is
+    told where it takes a stream of every origin through every layer (`throughtime.whole.series`); None: where this takes less
+    than `throughtime.whole.total.COST`.
+    """
+
+    tolerance: float
+    max_lag: int | None
+    bias: Bias
+    hops: bool
+    signal_to_noise: bool
+    demand: bool
+    demand_method: Method
+    origin_step: bool
+    derivative: Derivative
+    strict: bool
+    total: bool | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`Options` with their defaults. Raises InputError for values that are none."""
+
+    tolerance: float = 1e-12
+    max_lag: int | None = None
+    bias: Bias = "all"
+    hops: bool = True
+    signal_to_noise: bool = True
+    demand: bool = True
+    demand_method: Method = "covariance"
+    origin_step: bool = True
+    derivative: Derivative = "closed"
+    strict: bool = True
+    total: bool | None = None
+
+    def __post_init__(self) -> None:
+        most = self.max_lag
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"tolerance={self.tolerance}", "0 or more, and below 1", "0 tells every lag apart")
+        if most is not None and (not isinstance(most, Integral) or isinstance(most, bool) or most < 0):
+            raise InputError(f"max_lag={most}", "a whole number of steps, 0 or more", "leave it out to tell every lag")
+        if self.bias not in ("all", "horizon"):
+            raise InputError(f"bias={self.bias!r}", "'all' or 'horizon'", "use 'all' for the bias at every K")
+
+    @property
+    def method(self) -> Method | None:
+        """The test of demand, None where none is asked for."""
+        return self.demand_method if self.demand else None
