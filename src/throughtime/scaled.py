@@ -15,7 +15,7 @@ from torch import Tensor
 
 Kept = TypeVar("Kept")
 
-WAITING = 2**20  # numbers that may wait to be added up: 8 MiB
+WAITING = 2**18  # numbers that may wait to be added up: 2 MiB
 ASIDE = 128  # numbers that the tensors of one addition take besides its own
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 

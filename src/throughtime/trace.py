@@ -11,7 +11,7 @@ from torch import Tensor
 from throughtime.cells.cell import Cell, Weights
 from throughtime.errors import InputError
 
-PORTION = 2**20  # numbers of an array over all steps that are worked on at once, where steps can go one after another
+PORTION = 2**18  # numbers of an array over all steps that are worked on at once, where steps can go one after another
 
 
 @dataclass(frozen=True)
