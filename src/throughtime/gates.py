@@ -95,7 +95,10 @@ def told(linearization: Linearization, inside: Tensor | None) -> dict[str, GateS
         # a plain float would make numpy convert the whole array
         far = logit.dtype.type(GATES[linearization.cell.gate].beyond)
         cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
-        tally, histogram = np.array([len(logit), 0, 0, 0, len(logit) - hot + cold], np.float64), np.zeros(BINS, np.int64)
+        tally, histogram = (
+            np.array([len(logit), 0, 0, 0, len(logit) - hot + cold], np.float64),
+            np.zeros(BINS, np.int64),
+        )
         for part in torch.from_numpy(logit).split(PORTION):
             values = linearization.cell.opened(part)
 
