@@ -74,7 +74,7 @@ def collect(
     by_sequence, arriving = used.adjoints.by_sequence()
     if copies > 1:
         by_sequence, arriving = _over_copies(by_sequence, copies), np.full((trace.steps, trace.batch // copies), np.nan)
-    squares = trace.gradient.double().square().sum(-1).cpu()
+    squares = trace.squares().cpu()
     sums: dict[str, Scaled | Tensor] = {
         "entering.squares": _from_lag(squares.sum(1)),
         "entering.pairs": _from_lag((squares > 0).sum(1)),
@@ -90,9 +90,9 @@ def collect(
     inside = None
     if trace.lengths is not None:
         inside = torch.arange(trace.steps)[:, None] < trace.lengths.cpu()
-    opened = gates.told(lin, inside)  # before the units, which read the same logits
     if not cell.compound:
         parts["units"] = units.told(lin, inside)
+    opened = gates.told(lin, inside)  # after the units: it takes the logits away
     sums |= {f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()}
     origins = trace.origins()
     return LayerSums(
@@ -173,7 +173,7 @@ def _sequence(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray) -> Se
     index = int(np.isfinite(by_sequence[0]).argmax())
 
     def kept(value: Tensor) -> np.ndarray:
-        return value.double().cpu().numpy().copy()
+        return value.cpu().numpy().copy()
 
     others = trace.gradient[:, index, trace.at_output.shape[-1] :]
     return Sequence(

@@ -66,7 +66,7 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
         horizon=Horizon(books.horizon),
         units=()
         if about.compound
-        else units.units(sums.part("units"), adjoints.of_units(sums.part("adjoints")), about.cutting),
+        else units.units(sums.part("units"), units.lives(adjoints.of_units(sums.part("adjoints"))), about.cutting),
         gates={name: gate.finish() for name, gate in sums.gates.items()},
         tail=tail,
         origin_step=sums.places.finish() if sums.places else None,

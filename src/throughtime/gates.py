@@ -13,6 +13,7 @@ from torch import Tensor
 from throughtime.cells.activations import GATES
 from throughtime.flow import QUANTILES, Gate
 from throughtime.linearize import Linearization
+from throughtime.trace import PORTION
 
 BINS = 20  # of the histogram of gate values
 ROOM = (
@@ -80,27 +81,33 @@ class GateSums:
 
 
 def told(linearization: Linearization, inside: Tensor | None) -> dict[str, GateSums]:
-    """Each sigmoid gate over steps, sequences and units; inside: (T, B) bool, without padding."""
-    out = {}
-    for name, logits in linearization.logits.items():
+    """Each sigmoid gate over steps, sequences and units; inside: (T, B) bool, without padding.
+
+    It takes the logits out of the linearization, which would have to make them again.
+    """
+    out, taken = {}, linearization.take_logits()
+    for name in list(taken):
+        logits = taken.pop(name)
         chosen = logits if inside is None else logits[inside.to(logits.device)]
-        logit = np.sort(np.asarray(chosen.cpu()), axis=None)  # sorting once is cheaper than selecting quantiles
-        value = linearization.cell.opened(torch.from_numpy(logit))
-        count = len(logit)
-
-        def at(levels: list[float], value: Tensor = value, side: str = "left") -> NDArray:
-            return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
-
+        logit = chosen.flatten().cpu().numpy()
+        del logits, chosen
+        logit.sort()  # in place; sorting once is cheaper than selecting quantiles
         # a plain float would make numpy convert the whole array
         far = logit.dtype.type(GATES[linearization.cell.gate].beyond)
         cold, hot = np.searchsorted(logit, -far), np.searchsorted(logit, far, side="right")
-        edges = at([place / BINS for place in range(1, BINS)])
-        above = count - at([0.9], side="right")[0]
-        out[name] = GateSums(
-            np.array(
-                [count, float(value.sum(dtype=torch.float64)), at([0.1])[0], above, count - hot + cold], np.float64
-            ),
-            np.diff(edges, prepend=0, append=count),
-            logit,
+        tally, histogram = (
+            np.array([len(logit), 0, 0, 0, len(logit) - hot + cold], np.float64),
+            np.zeros(BINS, np.int64),
         )
+        for part in torch.from_numpy(logit).split(PORTION):
+            values = linearization.cell.opened(part)
+
+            def at(levels: list[float], value: Tensor = values, side: str = "left") -> NDArray:
+                return torch.searchsorted(value, torch.tensor(levels, dtype=value.dtype), side=side).numpy()
+
+            above = len(part) - at([0.9], side="right")[0]
+            tally[1:4] += [float(values.sum(dtype=torch.float64)), at([0.1])[0], above]
+            edges = at([place / BINS for place in range(1, BINS)])
+            histogram += np.diff(edges, prepend=0, append=len(part))
+        out[name] = GateSums(tally, histogram, logit)
     return out

@@ -90,10 +90,18 @@ class Linearization:
     @property
     def logits(self) -> Tensors:
         """(T, B, H) of each sigmoid gate, at all steps; what a sweep has passed is not computed again."""
-        lacking = self._lack.any(1).nonzero().flatten().tolist() if self.cell.sigmoids else []
-        if lacking:
-            self.pre_activations(lacking[0], lacking[-1] + 1)
+        lacking = self._lack.any(1) if self.cell.sigmoids else self._lack[:0]
+        for at in self.trace.portions() if lacking.any() else ():
+            there = lacking[at].nonzero().flatten()
+            if len(there):
+                self.pre_activations(at.start + int(there[0]), at.start + int(there[-1]) + 1)
         return self._logits
+
+    def take_logits(self) -> Tensors:
+        """`logits`, for whoever wants to change them: who asks again has them made again."""
+        taken, self._logits = self.logits, {}
+        self._lack.fill_(True)
+        return taken
 
     def pull(self, window: Window, pick: Pick, adjoint: Tensor, paths: bool) -> Pulled:
         """Pull adjoints (..., S·H) back through the steps that `pick` takes out of the window's arrays."""

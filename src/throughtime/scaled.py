@@ -15,7 +15,8 @@ from torch import Tensor
 
 Kept = TypeVar("Kept")
 
-WAITING = 2**23  # numbers that may wait to be added up: 64 MiB
+WAITING = 2**18  # numbers that may wait to be added up: 2 MiB
+ASIDE = 128  # numbers that the tensors of one addition take besides its own
 EMPTY = -(2**40)  # the exponent of a sum to which nothing was added; far below any real one
 
 
@@ -66,7 +67,7 @@ class Scaled:
     def add_at(self, index: Tensor, value: Tensor, exponent: Tensor, rows: slice = slice(None)) -> None:
         """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once; of some rows (first axis)."""
         self._waiting.setdefault((rows.start, rows.stop), []).append((index, value, exponent))
-        self._held += value.numel()
+        self._held += value.numel() + ASIDE
         if self._held > WAITING:
             self._settle()
 
@@ -110,7 +111,7 @@ class Scaled:
         parts = (part.mantissa * power_of_two(part.exponent - new) for part in (self, other))
         return Scaled(torch.cat(list(parts)), new)
 
-    def rows(self, places: list[int]) -> Scaled:
+    def rows(self, places: list[int] | slice) -> Scaled:
         """Some rows (first axis)."""
         return Scaled(self.mantissa[places], self.exponent)
 

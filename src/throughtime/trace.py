@@ -11,6 +11,8 @@ from torch import Tensor
 from throughtime.cells.cell import Cell, Weights
 from throughtime.errors import InputError
 
+PORTION = 2**18  # numbers of an array over all steps that are worked on at once, where steps can go one after another
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -68,11 +70,23 @@ class Trace:
 
     def origins(self) -> list[int]:
         """The steps at which any gradient enters, ascending."""
-        return (self.gradient.abs().amax((1, 2)) != 0).nonzero().flatten().tolist()
+        return self.pairs().any(1).nonzero().flatten().tolist()
+
+    def pairs(self) -> Tensor:
+        """(T, B) bool: at which steps of which sequences any gradient enters."""
+        return (self.gradient != 0).any(-1)
+
+    def squares(self) -> Tensor:
+        """(T, B) float64: ‖g‖²."""
+        return torch.cat([self.gradient[at].double().square().sum(-1) for at in self.portions()])
+
+    def portions(self) -> list[slice]:
+        """All steps, in slices that hold about `PORTION` numbers of a carry."""
+        return slices(self.steps, PORTION // max(1, self.carries[0].numel()))
 
     def entering(self) -> Tensor:
         """(T,) log10 of the root mean square of ‖λ[t, t]‖ by lag, over the pairs with g ≠ 0 that this lag has (t > τ)."""
-        squares = self.gradient.double().square().sum(-1)
+        squares = self.squares()
         summed = squares.sum(1).flip(0).cumsum(0).flip(0)
         pairs = (squares > 0).sum(1).flip(0).cumsum(0).flip(0)
         return (0.5 * torch.log10(summed / pairs)).cpu()
@@ -126,11 +140,17 @@ class Trace:
                 )
 
 
+def slices(count: int, size: int) -> list[slice]:
+    """0 … count − 1, `size` at a time, at least one."""
+    size = max(1, size)
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 def ends_of(gradient: Tensor, lengths: Tensor | None) -> Tensor | None:
     """See `Trace.ends`: of what enters (T, B, C)."""
     if lengths is not None:
         return lengths
-    enters = gradient.abs().amax(-1) != 0
+    enters = (gradient != 0).any(-1)
     step = torch.arange(1, len(gradient) + 1, device=enters.device)[:, None]
     ends = (enters * step).amax(0)
     ends = torch.where(ends > 0, ends, len(gradient)).cpu()  # a sequence without a loss says nothing

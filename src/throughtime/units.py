@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -29,29 +29,49 @@ def half_life(log10_rms: np.ndarray) -> np.ndarray:
     return np.where(under.any(1) & np.isfinite(top[:, 0]), under.argmax(1), np.nan)
 
 
+def lives(log10_rms: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """`half_life` of each unit, and whether no gradient reaches it: (H,), from (units, T) some units at a time."""
+    made = [(half_life(part), ~np.isfinite(part).any(1)) for part in log10_rms]
+    halves, silent = zip(*made, strict=True)
+    return np.concatenate(halves), np.concatenate(silent)
+
+
 def told(linearization: Linearization, inside: Tensor | None) -> dict[str, Tensor]:
     """What adds up over batches, by unit.
 
     log_keep: (H,) the sum of ln of the gate on the carry. cut: (H,) how often the cutting gate was under `RESET`. moments:
     (3, H), see `together`. inside: (T, B) bool, without padding.
     """
+    out: dict[str, Tensor] = {}
+    for at in linearization.trace.portions():
+        for name, value in _told(linearization, at, None if inside is None else inside[at]).items():
+            add = together if name == "moments" else torch.add
+            out[name] = add(out[name], value) if name in out else value
+    return out
+
+
+def _told(linearization: Linearization, at: slice, inside: Tensor | None) -> dict[str, Tensor]:
+    """`told` of some steps; nothing where all of them are padding."""
     trace = linearization.trace
+    if inside is not None and not inside.any():
+        return {}
 
     def rows(value: Tensor) -> Tensor:
         """(steps and sequences, H)."""
         return value.flatten(0, 1) if inside is None else value[inside.to(value.device)]
 
-    out = {}
-    log_keep = trace.cell.log_keep(trace.weights, linearization.inputs, linearization.logits)
+    out, logits = {}, {name: value[at] for name, value in linearization.logits.items()}
+    log_keep = trace.cell.log_keep(trace.weights, linearization.inputs[at], logits)
     if log_keep is not None:
         out["log_keep"] = rows(log_keep).sum(0, dtype=torch.float64).cpu()
     cutting = cutting_gate(trace.cell)
     if cutting is not None:
-        out["cut"] = rows(trace.cell.opened(linearization.logits[cutting]) < RESET).sum(0).double().cpu()
-    states = trace.cell.output(trace.carries[1:])
+        out["cut"] = rows(trace.cell.opened(logits[cutting]) < RESET).sum(0).double().cpu()
+    carries = trace.carries[1:][at]
+    states = trace.cell.output(carries)
     if states.shape[-1] != trace.hidden_size:  # the output is a projection: the units are those of the last state
-        last = trace.cell.split(trace.carries[1:])[-1]
-        states = last if last.shape[-1] == trace.hidden_size else trace.carries[1:]
+        last = trace.cell.split(carries)[-1]
+        states = last if last.shape[-1] == trace.hidden_size else carries
     states = rows(states)
     mean = states.mean(0, dtype=torch.float64)
     spread = (states - mean.to(states.dtype)).square().sum(0, dtype=torch.float64)
@@ -72,9 +92,9 @@ def cutting_gate(cell: Cell) -> str | None:
     return cell.reset or (cell.keep[0] if cell.keep else None)
 
 
-def units(sums: Mapping[str, Tensor], log10_rms: np.ndarray, cutting: str | None) -> tuple[Unit, ...]:
-    """One `Unit` each, from `told`; log10_rms (H, T) comes from the sweep."""
-    lives, (counts, _, spread) = half_life(log10_rms), sums["moments"].numpy()
+def units(sums: Mapping[str, Tensor], lived: tuple[np.ndarray, np.ndarray], cutting: str | None) -> tuple[Unit, ...]:
+    """One `Unit` each, from `told` and, of the sweep, from `lives`."""
+    (lives, silent), (counts, _, spread) = lived, sums["moments"].numpy()
     count, size = counts[0], len(counts)
     scales, cut = np.full(size, np.nan), np.zeros(size)
     if "log_keep" in sums:
@@ -84,7 +104,6 @@ def units(sums: Mapping[str, Tensor], log10_rms: np.ndarray, cutting: str | None
         cut = sums["cut"].numpy() / count
     # one state alone cannot be seen to stand still
     still = (np.sqrt(spread / count) < STILL) & (count > 1)
-    silent = [not np.isfinite(row).any() for row in log10_rms]
     return tuple(
         Unit(
             j,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
 from throughtime.scaled import Scaled, power_of_two, scaled_of, tensor_of
+from throughtime.trace import PORTION, slices
 
 
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
     """(T, B) bool: the pairs (t, b) at which a gradient enters."""
-    trace = linearization.trace
-    return (trace.gradient.abs().amax(-1) != 0).cpu()
+    return linearization.trace.pairs().cpu()
 
 
 class Adjoints(Reducer):
@@ -84,7 +84,7 @@ class Adjoints(Reducer):
 
     def units(self) -> np.ndarray:
         """(H, T): log10 of the root mean square of |λ_j| by lag, told on the total adjoint."""
-        return of_units(self.sums)
+        return np.concatenate(list(of_units(self.sums)))
 
 
 def finished(
@@ -102,9 +102,12 @@ def finished(
     )
 
 
-def of_units(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
-    """`Adjoints.units`, from its sums."""
-    return 0.5 * (scaled_of(sums, "units").log10() - _count(sums))
+def of_units(sums: Mapping[str, Scaled | torch.Tensor]) -> Iterator[np.ndarray]:
+    """`Adjoints.units`, from its sums, some units at a time."""
+    of, count = scaled_of(sums, "units"), _count(sums)
+    size, steps = of.mantissa.shape
+    for at in slices(size, PORTION // steps):
+        yield 0.5 * (of.rows(at).log10() - count)
 
 
 def _count(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:

@@ -24,10 +24,11 @@ class InitialState(Reducer):
         self.rest: tuple[Tensor, Tensor] | None = None
 
     def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
+        kept = adjoint.clone(), exponent.clone()  # what comes is a view of the rows of all origins
         if lag is None:
-            self.rest = (adjoint, exponent)
+            self.rest = kept
         else:
-            self.told[lag] = (adjoint, exponent)
+            self.told[lag] = kept
 
     def join(self, one: InitialState, other: InitialState) -> None:
         def beside(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

@@ -151,7 +151,7 @@ class Sample:
 def sample_of(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray, batch: int, demand: bool) -> Sample:
     """All sequences of a trace; of copies the first of each, as many as `by_sequence` (T, n) has."""
     n = by_sequence.shape[1]
-    enters = (trace.gradient.abs().amax(-1) != 0).cpu()
+    enters = trace.pairs().cpu()
     last = (enters * torch.arange(1, trace.steps + 1)[:, None]).amax(0)
     at = (trace.at_output != 0).flatten(1).any(1).nonzero().flatten().cpu()
     source = trace.x if trace.source is None else trace.source
