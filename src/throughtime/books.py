@@ -12,7 +12,7 @@ from torch import Tensor
 from throughtime.flow import Array, Terms
 from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.ledger import Ledger
-from throughtime.scaled import EMPTY, Scaled
+from throughtime.scaled import EMPTY, Scaled, exponent_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ def of_terms(
     """
     tail_from = told if told < reach else None
     last = min(told, reach) - 1
+    # From here on in units of 2^unit, near the largest number: squares of 1e-200 leave float64.
+    unit = max(exponent_of([given]), min(1000, int(terms.exponent.max()), int(tail.exponent.max())))
+    terms, tail = terms.in_units(unit), tail.in_units(unit)
+    given, tail_sizes = given * 2.0**-unit, tail_sizes * 2.0**-unit
+    outside = outside and (outside[0].in_units(unit), outside[1].in_units(unit))
     bounds = np.cumsum([0, *(row.size for row in rows)])
     rest = tail.value()[:, 0]
     total, inner, squares, left = torch.zeros_like(given), [], [], torch.zeros(last + 1, dtype=torch.float64)
@@ -123,7 +128,8 @@ def of_terms(
     rest_norm = float(rest.norm())
     all_sizes = float(of_rows.value().sum(0).sqrt().sum()) + rest_norm
     parameters, residuals, errors = {}, [], []
-    log10 = [_long(0.5 * of_rows.rows([place]).log10()[0], steps, np.nan) for place in range(len(rows))]
+    told_norms = of_rows.in_units(-2 * unit)
+    log10 = [_long(0.5 * told_norms.rows([place]).log10()[0], steps, np.nan) for place in range(len(rows))]
     for parameter in dict.fromkeys(row.parameter for row in rows):
         at = [place for place, row in enumerate(rows) if row.parameter == parameter]
         blocks = {}
@@ -149,7 +155,7 @@ def of_terms(
             name=name,
             gate=None,
             share=by_row[at].sum(0) / whole_of if whole_of else by_row[0] * np.nan,
-            log10_norm=_long(0.5 * together.log10(), steps, np.nan),
+            log10_norm=_long(0.5 * told_norms.rows(at).total().log10(), steps, np.nan),
             residual=residual,
             gates={block.gate: block for _, block in sorted(blocks.items()) if block.gate is not None},
         )
@@ -163,9 +169,9 @@ def of_terms(
         bias=told_bias,
         cosine=cosine,
         horizon=horizon,
-        norms=Scaled(_wide(of_rows.mantissa, steps, 0.0), _wide(of_rows.exponent, steps, EMPTY)),
+        norms=Scaled(_wide(told_norms.mantissa, steps, 0.0), _wide(told_norms.exponent, steps, EMPTY)),
         tail_share=float((reference @ rest) / whole) if whole else float("nan"),
-        tail_norm=rest_norm,
+        tail_norm=rest_norm * 2.0**unit,
         tail_bound=tail_sizes / float(whole) ** 0.5 if whole else 0.0 if tail_sizes == 0 else float("inf"),
         external=None if outside is None else float(reference @ _whole(*outside) / whole) if whole else float("nan"),
         external_by_lag=None if outside is None else _outside_by_lag(*outside, reference, steps),

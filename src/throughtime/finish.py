@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from throughtime import units
 from throughtime.books import Books
@@ -96,8 +95,9 @@ def intervals_of(sums: LayerSums, books: Books) -> Intervals | None:
 
 
 def _entering(sums: LayerSums) -> np.ndarray:
-    squares, pairs = sums.tensor("entering.squares"), sums.tensor("entering.pairs")
-    return (0.5 * torch.log10(squares / pairs)).numpy()
+    squares, pairs = sums.scaled("entering.squares"), sums.tensor("entering.pairs")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 0.5 * (squares.log10() - np.log10(pairs.numpy()))
 
 
 def _demand(sums: LayerSums, asked: Asked) -> Demand:

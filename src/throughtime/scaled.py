@@ -6,7 +6,7 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -91,6 +91,10 @@ class Scaled:
         """The sum over the rows."""
         return Scaled(self.mantissa.sum(0), self.exponent)
 
+    def in_units(self, unit: int) -> Scaled:
+        """The numbers in units of 2^unit."""
+        return Scaled(self.mantissa, torch.where(self.exponent == EMPTY, EMPTY, self.exponent - unit))
+
     def log10(self) -> np.ndarray:
         """log10 of the numbers; −inf for zero, NaN where nothing was added."""
         value = torch.log10(self.mantissa) + self.exponent.double() * float(np.log10(2))
@@ -130,6 +134,17 @@ def tensor_of(sums: Mapping[str, Scaled | Tensor], name: str) -> Tensor:
     return value
 
 
+def exponent_of(parts: Iterable[Tensor]) -> int:
+    """Of the power of two next to the largest number in all parts; 0 where all are zero or one is not finite.
+
+    In units of it, squares of numbers of any size stay in the range of floats.
+    """
+    peaks = [part.abs().amax() for part in parts if part.numel()]
+    peak = torch.stack(peaks).amax() if peaks else torch.zeros(())
+    most = 1000 if peak.dtype == torch.float64 else 120
+    return int(torch.frexp(peak).exponent.clamp(-most, most)) if peak > 0 and torch.isfinite(peak) else 0
+
+
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """2^exponent in floating point, exactly; 0 below the range of `dtype` (of its normal numbers), infinite above."""
     low, high = (-1022, 1023) if dtype == torch.float64 else (-126, 127)
@@ -163,7 +178,7 @@ def shifts(peak: Tensor, limit: float = RANGE, alike: int = 0) -> Tensor | None:
         return None
     shift = torch.frexp(alive).exponent
     if alike:
-        top = torch.where(peak > 0, shift, -100).max()
+        top = torch.where(peak > 0, shift, DEAD).max()
         shift = torch.where((peak == 0) | (shift > top - alike), top, shift)
     return shift
 

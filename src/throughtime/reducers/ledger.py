@@ -103,7 +103,7 @@ class Ledger(Shares):
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         ps, xs = self._factors(block)
         sizes = self.tensor("tail_sizes")
-        sizes += sizes_of_rows(block, self.groups)
+        sizes += sizes_of_rows(block, self.groups, self.unit)
         terms = [outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1)) for p, x in zip(ps, xs, strict=True)]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
@@ -142,9 +142,13 @@ class Ledger(Shares):
 
     def total(self) -> dict[str, Tensor]:
         """Σ_τ G(τ) by parameter: what the terms add up to."""
-        sums = {name: torch.zeros_like(value) for name, value in self.reference.items()}
+        return {name: (value * 2.0**self.unit).to(self.reference[name].dtype) for name, value in self._total().items()}
+
+    def _total(self) -> dict[str, Tensor]:
+        """The same in float64, in units of 2^unit."""
+        sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.reference.items()}
         for group, block, left in zip(self.groups, self.blocks, self.rest.left, strict=True):
-            group.put((block - left) * 2.0**self.unit, sums[group.parameter])
+            group.put(block.double() - left, sums[group.parameter])
         return sums
 
     def bias(self) -> np.ndarray:
@@ -163,19 +167,19 @@ class Ledger(Shares):
 
     def cancellation(self) -> float:
         """‖G‖ / Σ_τ ‖G(τ)‖ of the layer."""
-        return _ratio(float(self.squares.sum().sqrt()) * 2.0**self.unit, float(self._sizes().sum()))
+        sizes = float(self._sizes(self.norms.total()).sum())
+        return _ratio(
+            float(self.squares.sum().sqrt()), sizes + (0.0 if self.tails is None else float(norm(self.tails)))
+        )
 
-    def _sizes(self) -> Tensor:
-        """(T,) ‖G(τ)‖ of the layer, the tail's added to the last."""
-        sizes = self.norms.value().sum(0).sqrt()
-        if self.tails is not None:
-            sizes[-1] += self.tail_norm
-        return sizes
+    def _sizes(self, squares: Scaled) -> Tensor:
+        """(T,) ‖G(τ)‖ in units of 2^unit, from squares."""
+        return squares.in_units(2 * self.unit).value().sqrt()
 
     @property
     def tail_bound(self) -> float:
         """See `throughtime.flow.Tail`."""
-        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()) * 2.0**self.unit)
+        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
 
     @property
     def tail_norm(self) -> float:
@@ -187,7 +191,8 @@ class Ledger(Shares):
         given: what autograd gave, by parameter. A parameter that it lacks has no residual.
         """
         inner = self.tensor("inner")
-        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self.total()
+        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self._total()
+        given = {name: value.double() * 2.0**-self.unit for name, value in given.items()}
         parameters, residuals, errors = {}, [], []
         for parameter in dict.fromkeys(row.parameter for row in self.rows):
             at = [place for place, row in enumerate(self.rows) if row.parameter == parameter]
@@ -197,8 +202,8 @@ class Ledger(Shares):
                 row = self.rows[place]
                 left, whole = torch.full((), torch.nan), torch.ones(())
                 if off is not None:
-                    left = off.reshape(stacked, -1)[row.index].double().norm()
-                    whole = given[parameter].reshape(stacked, -1)[row.index].double().norm()
+                    left = off.reshape(stacked, -1)[row.index].norm()
+                    whole = given[parameter].reshape(stacked, -1)[row.index].norm()
                 residuals.append(_ratio(float(left), float(whole)))
                 if row.gate is None:
                     continue
@@ -212,12 +217,12 @@ class Ledger(Shares):
             sizes = self.norms.rows(at).total()
             residual = float("nan")
             if off is not None:
-                scale = float(sizes.value().sqrt().sum())
+                scale = float(self._sizes(sizes).sum())
                 if self.tails is not None:
                     own = [t for group, t in zip(self.groups, self.tails, strict=True) if group.parameter == parameter]
-                    scale += float(norm(own)) * 2.0**self.unit
-                errors.append(_ratio(float(off.double().norm()), scale))
-                residual = _ratio(float(off.double().norm()), float(given[parameter].double().norm()))
+                    scale += float(norm(own))
+                errors.append(_ratio(float(off.norm()), scale))
+                residual = _ratio(float(off.norm()), float(given[parameter].norm()))
             parameters[names.get(parameter, parameter)] = Terms(
                 name=names.get(parameter, parameter),
                 gate=None,
