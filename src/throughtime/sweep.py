@@ -71,19 +71,21 @@ def sweep(
 ) -> int | None:
     """Sweep all origins back. Returns the first lag of the tail, None when every lag was told apart.
 
-    tolerance: what is left goes to the tail when every row has fallen below it, relative to the largest adjoint met so far;
-    0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved. progress(done, of).
+    tolerance: what is left goes to the tail at the first lag at which every row has fallen below it, relative to the largest
+    adjoint met so far; 0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved.
+    progress(done, of).
     """
     trace = linearization.trace
     lanes = _lanes(linearization)
     highest, lag, length = -math.inf, 0, trace.steps
-    few = len(trace.origins()) == 1
+    few = len(trace.origins()) == 1 or tolerance == 0
+    under = -math.inf if few else math.log2(tolerance)
     paths = any(consumer.paths for consumer in consumers)
     with torch.no_grad():
         while lanes and (max_lag is None or lag <= max_lag):
             peaks = [lane.rows.abs().amax(-1) for lane in lanes]
-            if not few and tolerance > 0:
-                size = max(_log2(peak, lane.exponent) for peak, lane in zip(peaks, lanes, strict=True))
+            if not few:
+                size = max(float(_log2(peak, lane.exponent).max()) for peak, lane in zip(peaks, lanes, strict=True))
                 highest = max(highest, size)
                 if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
                     origins, rows, exponent = _joined(lanes, trace.batch)
@@ -91,14 +93,15 @@ def sweep(
                         _tell_initial(consumers, origin + 1, rows[place], exponent[place])
                     lanes = [_Lane(linearization, EVERYONE, origins[-1:], rows[-1:], exponent[-1:])]
                     peaks, few = [rows.new_zeros(exponent[-1:].shape)], True
-                elif size < highest + math.log2(tolerance):
+                elif size < highest + under:
                     break
             room = 1
             if len(lanes) == 1:
                 lane = lanes[0]
                 room = max(1, _entries(lane.rows) // max(1, lane.rows.numel()))
                 room = min(room, int(lane.origins[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
-                block = _several_lags(lane, lag, room, paths)
+                block, highest = _several_lags(lane, lag, room, paths, -math.inf if few else under, highest)
+                room = len(block.steps)
                 for consumer in consumers:
                     consumer.update(block)
             else:
@@ -168,8 +171,8 @@ def _tell_initial(consumers: Sequence[Consumer], lag: int | None, adjoint: Tenso
         consumer.initial(lag, adjoint, exponent)
 
 
-def _log2(peak: Tensor, exponent: Tensor) -> float:
-    return float((torch.log2(peak.double()) + exponent).max())
+def _log2(peak: Tensor, exponent: Tensor) -> Tensor:
+    return torch.log2(peak.double()) + exponent
 
 
 def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, consumers: Sequence[Consumer]) -> None:
@@ -206,10 +209,12 @@ def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, con
         lane.rows = pulled.carry
 
 
-def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
-    """Take the lane's rows `lags` steps back; the block of what was passed.
+def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, under: float, highest: float) -> tuple[Block, float]:
+    """Take the lane's rows `lags` steps back; the block of what was passed, and the largest adjoint (log2) met so far.
 
-    A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
+    The block ends before the first lag at which all rows have fallen below 2^under of the largest, so that the tail begins
+    at the same lag whatever a block holds. A single origin's block is stored in the order of its steps, so that slices of the
+    factors fit it.
     """
     lin, single = lane.lin, len(lane.origins) == 1
     top = lane.origins - lag
@@ -230,9 +235,18 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
     if single:
         adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
     adjoint, exponent = torch.stack(adjoints), torch.stack(exponents)
+    if lags > 1 and under > -math.inf:
+        sizes = _log2(adjoint.abs().amax(-1), exponent).flatten(1).amax(1).tolist()
+        for turn, size in enumerate(sizes[::-1] if single else sizes):
+            highest = max(highest, size)
+            if size < highest + under:
+                at, kept = (lags - 1 - turn, slice(lags - turn, None)) if single else (turn, slice(turn))
+                lane.rows, lane.exponent = adjoint[at], exponent[at]
+                adjoint, exponent, pulled, told = adjoint[kept], exponent[kept], pulled[kept], told[kept]
+                break
     steps = lane.origins - told[:, None]
     common = exponent.flatten(1).amax(1)
-    return Block(lin, window, told, lane.origins, steps, adjoint, exponent, common, pulled, lane.sequences)
+    return Block(lin, window, told, lane.origins, steps, adjoint, exponent, common, pulled, lane.sequences), highest
 
 
 def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, consumers: Sequence[Consumer]) -> None:
