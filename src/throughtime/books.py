@@ -11,8 +11,8 @@ from torch import Tensor
 
 from throughtime.flow import Array, Terms
 from throughtime.reducers.lag_terms import Row
-from throughtime.reducers.ledger import Ledger
-from throughtime.scaled import EMPTY, Scaled, exponent_of
+from throughtime.reducers.ledger import Ledger, compared, largest
+from throughtime.scaled import EMPTY, Scaled, exponent_of, is_small
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def of_terms(
     given: Tensor,
     lacking: Sequence[str],
     low: bool,
+    small: float,
     reach: int,
     steps: int,
     told: int,
@@ -82,16 +83,17 @@ def of_terms(
     """The books of the terms G(τ) (W, lags) and the tail (W, 1), in the order of `rows`.
 
     given: (W,) what autograd gave. lacking: parameters of which it gave none. low: whether its rounding is too coarse for a
-    reference. tail_sizes: see `sizes_of_rows`.
+    reference. small: see `throughtime.scaled.least`. tail_sizes: see `sizes_of_rows`.
     reach: lags that any origin has. told: lags told apart, of `steps`. outside: terms and tail of what came round
     outside the layer.
     """
+    low = low or is_small([given], small)
     tail_from = told if told < reach else None
     last = min(told, reach) - 1
     # From here on in units of 2^unit, near the largest number: squares of 1e-200 leave float64.
     unit = max(exponent_of([given]), min(1000, int(terms.exponent.max()), int(tail.exponent.max())))
     terms, tail = terms.in_units(unit), tail.in_units(unit)
-    given, tail_sizes = given * 2.0**-unit, tail_sizes * 2.0**-unit
+    given, tail_sizes, small = given * 2.0**-unit, tail_sizes * 2.0**-unit, small * 2.0**-unit
     outside = outside and (outside[0].in_units(unit), outside[1].in_units(unit))
     bounds = np.cumsum([0, *(row.size for row in rows)])
     rest = tail.value()[:, 0]
@@ -137,7 +139,7 @@ def of_terms(
             row, a, b = rows[place], bounds[place], bounds[place + 1]
             lacks = parameter in lacking
             off = float("nan") if lacks else float((given[a:b] - total[a:b]).norm())
-            residuals.append(float("nan") if lacks else _ratio(off, float(given[a:b].norm())))
+            residuals.append(float("nan") if lacks else compared(off, float(given[a:b].norm()), small))
             if row.gate is not None:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     own = by_row[place] / float(square[place]) if square[place] else by_row[place] * np.nan
@@ -149,8 +151,8 @@ def of_terms(
         if parameter not in lacking:
             off = _norm([given[span] - total[span] for span in spans])
             scale = float(together.value().sqrt().sum()) + _norm([rest[span] for span in spans])
-            errors.append(_ratio(off, scale))
-            residual = _ratio(off, _norm([given[span] for span in spans]))
+            errors.append(compared(off, scale, small))
+            residual = compared(off, _norm([given[span] for span in spans]), small)
         parameters[name] = Terms(
             name=name,
             gate=None,
@@ -159,11 +161,10 @@ def of_terms(
             residual=residual,
             gates={block.gate: block for _, block in sorted(blocks.items()) if block.gate is not None},
         )
-    known = [value for value in residuals if not np.isnan(value)]
     return Books(
         parameters=parameters,
-        residual=max(known, default=float("nan")),
-        error=max(errors, default=float("nan")),
+        residual=largest(residuals),
+        error=largest(errors),
         cancellation=_ratio(float(whole.sqrt()), all_sizes),
         share=share,
         bias=told_bias,

@@ -139,10 +139,25 @@ def exponent_of(parts: Iterable[Tensor]) -> int:
 
     In units of it, squares of numbers of any size stay in the range of floats.
     """
-    peaks = [part.abs().amax() for part in parts if part.numel()]
-    peak = torch.stack(peaks).amax() if peaks else torch.zeros(())
+    peak = _peak(parts)
     most = 1000 if peak.dtype == torch.float64 else 120
     return int(torch.frexp(peak).exponent.clamp(-most, most)) if peak > 0 and torch.isfinite(peak) else 0
+
+
+def _peak(parts: Iterable[Tensor]) -> Tensor:
+    peaks = [part.abs().amax() for part in parts if part.numel()]
+    return torch.stack(peaks).amax() if peaks else torch.zeros(())
+
+
+def least(dtype: torch.dtype) -> float:
+    """The size from which on what is smaller by the rounding is a normal number still; sums below it round coarsely."""
+    info = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    return info.tiny / info.eps
+
+
+def is_small(parts: Iterable[Tensor], small: float) -> bool:
+    """Whether all numbers in all parts are smaller, and some are not zero."""
+    return bool(0 < _peak(parts) < small)
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:

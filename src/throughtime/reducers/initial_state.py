@@ -11,7 +11,7 @@ from torch import Tensor
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import DEAD, Scaled, exponent_of, power_of_two, scaled_of
+from throughtime.scaled import DEAD, Scaled, exponent_of, least, power_of_two, scaled_of
 
 
 class InitialState(Reducer):
@@ -85,14 +85,15 @@ class InitialState(Reducer):
     def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
         trace = self.linearization.trace
-        return finished(self.told_sums(given), [f"{trace.name}.{state}_0" for state in trace.cell.states])
+        names = [f"{trace.name}.{state}_0" for state in trace.cell.states]
+        return finished(self.told_sums(given), names, least(trace.dtype))
 
 
-def finished(sums: Mapping[str, Scaled | Tensor], names: list[str]) -> tuple[dict[str, Terms], float]:
-    """The result, from `InitialState.told_sums`."""
+def finished(sums: Mapping[str, Scaled | Tensor], names: list[str], small: float) -> tuple[dict[str, Terms], float]:
+    """The result, from `InitialState.told_sums`. small: see `throughtime.scaled.least`."""
     inner, norms, square = (scaled_of(sums, name) for name in ("inner", "norms", "square"))
     told = np.asarray(sums["told"]) > 0
-    log10, residuals = 0.5 * norms.log10(), _residuals(scaled_of(sums, "off"), scaled_of(sums, "truth"))
+    log10, residuals = 0.5 * norms.log10(), _residuals(scaled_of(sums, "off"), scaled_of(sums, "truth"), small)
     terms = {}
     for place, name in enumerate(names):
         whole = Scaled(square.mantissa[place], square.exponent[place])
@@ -108,7 +109,9 @@ def finished(sums: Mapping[str, Scaled | Tensor], names: list[str]) -> tuple[dic
     return terms, float(max(known, default=float("nan")))
 
 
-def _residuals(off: Scaled, truth: Scaled) -> np.ndarray:
-    """By state, with 0/0 = 0."""
+def _residuals(off: Scaled, truth: Scaled, small: float) -> np.ndarray:
+    """By state, from squares, with 0/0 = 0; NaN where both are below `small`."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(off.mantissa == 0, 0.0, np.sqrt(off.over(truth)))
+        residuals = np.where(off.mantissa == 0, 0.0, np.sqrt(off.over(truth)))
+        below = 0.5 * np.fmax(off.log10(), truth.log10()) < np.log10(small)
+    return np.where(below & (residuals != 0), np.nan, residuals)

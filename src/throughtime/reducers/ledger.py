@@ -7,7 +7,7 @@ G when the terms are taken away (reducers/remainder.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.products import add_terms, outer, sizes_of_rows, term_squares
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.reducers.shares import Shares, over
-from throughtime.scaled import EMPTY, Scaled, power_of_two
+from throughtime.scaled import EMPTY, Scaled, least, power_of_two
 
 
 class Ledger(Shares):
@@ -188,8 +188,10 @@ class Ledger(Shares):
     def terms(self, given: Mapping[str, Tensor], tail_from: int | None) -> tuple[dict[str, Terms], float, float]:
         """The rows by parameter, the layer's residual, and its error relative to Σ_τ‖G(τ)‖, to which the contract applies.
 
-        given: what autograd gave, by parameter. A parameter that it lacks has no residual.
+        given: what autograd gave, by parameter. A parameter that it lacks, or whose gradient is so small that autograd rounds
+        it coarsely, has no residual.
         """
+        small = least(self.linearization.trace.dtype) * 2.0**-self.unit
         inner = self.tensor("inner")
         cell, names, totals = self.linearization.cell, self.linearization.trace.names, self._total()
         given = {name: value.double() * 2.0**-self.unit for name, value in given.items()}
@@ -200,11 +202,11 @@ class Ledger(Shares):
             blocks, stacked = {}, max(1, len(cell.blocks(parameter)))
             for place in at:
                 row = self.rows[place]
-                left, whole = torch.full((), torch.nan), torch.ones(())
+                residual = float("nan")
                 if off is not None:
-                    left = off.reshape(stacked, -1)[row.index].norm()
-                    whole = given[parameter].reshape(stacked, -1)[row.index].norm()
-                residuals.append(_ratio(float(left), float(whole)))
+                    left, whole = (part.reshape(stacked, -1)[row.index].norm() for part in (off, given[parameter]))
+                    residual = compared(float(left), float(whole), small)
+                residuals.append(residual)
                 if row.gate is None:
                     continue
                 blocks[row.index] = Terms(
@@ -221,8 +223,8 @@ class Ledger(Shares):
                 if self.tails is not None:
                     own = [t for group, t in zip(self.groups, self.tails, strict=True) if group.parameter == parameter]
                     scale += float(norm(own))
-                errors.append(_ratio(float(off.norm()), scale))
-                residual = _ratio(float(off.norm()), float(given[parameter].norm()))
+                errors.append(compared(float(off.norm()), scale, small))
+                residual = compared(float(off.norm()), float(given[parameter].norm()), small)
             parameters[names.get(parameter, parameter)] = Terms(
                 name=names.get(parameter, parameter),
                 gate=None,
@@ -231,8 +233,7 @@ class Ledger(Shares):
                 residual=residual,
                 gates={block.gate: block for _, block in sorted(blocks.items())},
             )
-        told = [value for value in residuals if not np.isnan(value)]
-        return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
+        return parameters, largest(residuals), largest(errors)
 
 
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
@@ -240,6 +241,18 @@ def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
     if tail_from is not None:
         values[tail_from:] = np.nan
     return values
+
+
+def compared(off: float, size: float, small: float) -> float:
+    """off / size with 0/0 = 0; NaN where both are below `small`, infinite where the terms are no numbers."""
+    if np.isnan(off):
+        return float("inf")
+    return float("nan") if 0 < max(off, size) < small else _ratio(off, size)
+
+
+def largest(values: Sequence[float]) -> float:
+    """Of those that there are; NaN where there are none."""
+    return max((value for value in values if not np.isnan(value)), default=float("nan"))
 
 
 def _ratio(value: float, unit: float) -> float:

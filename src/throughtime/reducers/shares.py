@@ -33,7 +33,8 @@ class Shares(Reducer):
         # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
         # a gradient of 1e-30 leave float32.
         self.unit = exponent_of(self.blocks)
-        self.blocks = [block * 2.0**-self.unit for block in self.blocks]
+        dtype = trace.carries.dtype
+        self.blocks = [(block * 2.0**-self.unit).to(dtype) for block in self.blocks]
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.projected: WeakKeyDictionary[Window, list[Tensor | None]] = WeakKeyDictionary()
         self.swept = False  # whether a tail was
