@@ -474,7 +474,10 @@ def test_tail_from_a_largest_lag(key, loss, max_lag):
 
 
 @pytest.mark.parametrize("key", ["gru", "gru-reset-before", "lstm", "rnn-tanh"])
-def test_tail_from_a_tolerance(key):
+@pytest.mark.parametrize("entries", [1, 20, 100, 2**17])
+def test_tail_from_a_tolerance(key, entries, monkeypatch):
+    """It begins where the adjoints say, whatever the sweep works on at once."""
+    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", entries)
     played = play(Scene(key, "every step", steps=16, gain=0.6))
     layer = played.flow(tolerance=0.05)
     assert layer.tail is not None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from throughtime.flow import Array, Terms
 from throughtime.reducers.lag_terms import Row
-from throughtime.reducers.ledger import Ledger
-from throughtime.scaled import EMPTY, Scaled
+from throughtime.reducers.ledger import Ledger, compared, largest
+from throughtime.scaled import EMPTY, Scaled, exponent_of, is_small
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def of_terms(
     given: Tensor,
     lacking: Sequence[str],
     low: bool,
+    small: float,
     reach: int,
     steps: int,
     told: int,
@@ -82,12 +83,18 @@ def of_terms(
     """The books of the terms G(τ) (W, lags) and the tail (W, 1), in the order of `rows`.
 
     given: (W,) what autograd gave. lacking: parameters of which it gave none. low: whether its rounding is too coarse for a
-    reference. tail_sizes: see `sizes_of_rows`.
+    reference. small: see `throughtime.scaled.least`. tail_sizes: see `sizes_of_rows`.
     reach: lags that any origin has. told: lags told apart, of `steps`. outside: terms and tail of what came round
     outside the layer.
     """
+    low = low or is_small([given], small)
     tail_from = told if told < reach else None
     last = min(told, reach) - 1
+    # From here on in units of 2^unit, near the largest number: squares of 1e-200 leave float64.
+    unit = max(exponent_of([given]), min(1000, int(terms.exponent.max()), int(tail.exponent.max())))
+    terms, tail = terms.in_units(unit), tail.in_units(unit)
+    given, tail_sizes, small = given * 2.0**-unit, tail_sizes * 2.0**-unit, small * 2.0**-unit
+    outside = outside and (outside[0].in_units(unit), outside[1].in_units(unit))
     bounds = np.cumsum([0, *(row.size for row in rows)])
     rest = tail.value()[:, 0]
     total, inner, squares, left = torch.zeros_like(given), [], [], torch.zeros(last + 1, dtype=torch.float64)
@@ -123,7 +130,8 @@ def of_terms(
     rest_norm = float(rest.norm())
     all_sizes = float(of_rows.value().sum(0).sqrt().sum()) + rest_norm
     parameters, residuals, errors = {}, [], []
-    log10 = [_long(0.5 * of_rows.rows([place]).log10()[0], steps, np.nan) for place in range(len(rows))]
+    told_norms = of_rows.in_units(-2 * unit)
+    log10 = [_long(0.5 * told_norms.rows([place]).log10()[0], steps, np.nan) for place in range(len(rows))]
     for parameter in dict.fromkeys(row.parameter for row in rows):
         at = [place for place, row in enumerate(rows) if row.parameter == parameter]
         blocks = {}
@@ -131,7 +139,7 @@ def of_terms(
             row, a, b = rows[place], bounds[place], bounds[place + 1]
             lacks = parameter in lacking
             off = float("nan") if lacks else float((given[a:b] - total[a:b]).norm())
-            residuals.append(float("nan") if lacks else _ratio(off, float(given[a:b].norm())))
+            residuals.append(float("nan") if lacks else compared(off, float(given[a:b].norm()), small))
             if row.gate is not None:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     own = by_row[place] / float(square[place]) if square[place] else by_row[place] * np.nan
@@ -143,29 +151,28 @@ def of_terms(
         if parameter not in lacking:
             off = _norm([given[span] - total[span] for span in spans])
             scale = float(together.value().sqrt().sum()) + _norm([rest[span] for span in spans])
-            errors.append(_ratio(off, scale))
-            residual = _ratio(off, _norm([given[span] for span in spans]))
+            errors.append(compared(off, scale, small))
+            residual = compared(off, _norm([given[span] for span in spans]), small)
         parameters[name] = Terms(
             name=name,
             gate=None,
             share=by_row[at].sum(0) / whole_of if whole_of else by_row[0] * np.nan,
-            log10_norm=_long(0.5 * together.log10(), steps, np.nan),
+            log10_norm=_long(0.5 * told_norms.rows(at).total().log10(), steps, np.nan),
             residual=residual,
             gates={block.gate: block for _, block in sorted(blocks.items()) if block.gate is not None},
         )
-    known = [value for value in residuals if not np.isnan(value)]
     return Books(
         parameters=parameters,
-        residual=max(known, default=float("nan")),
-        error=max(errors, default=float("nan")),
+        residual=largest(residuals),
+        error=largest(errors),
         cancellation=_ratio(float(whole.sqrt()), all_sizes),
         share=share,
         bias=told_bias,
         cosine=cosine,
         horizon=horizon,
-        norms=Scaled(_wide(of_rows.mantissa, steps, 0.0), _wide(of_rows.exponent, steps, EMPTY)),
+        norms=Scaled(_wide(told_norms.mantissa, steps, 0.0), _wide(told_norms.exponent, steps, EMPTY)),
         tail_share=float((reference @ rest) / whole) if whole else float("nan"),
-        tail_norm=rest_norm,
+        tail_norm=rest_norm * 2.0**unit,
         tail_bound=tail_sizes / float(whole) ** 0.5 if whole else 0.0 if tail_sizes == 0 else float("inf"),
         external=None if outside is None else float(reference @ _whole(*outside) / whole) if whole else float("nan"),
         external_by_lag=None if outside is None else _outside_by_lag(*outside, reference, steps),

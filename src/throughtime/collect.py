@@ -13,7 +13,7 @@ from throughtime import gates, units
 from throughtime.asked import Asked
 from throughtime.flow import Sequence
 from throughtime.linearize import Linearization
-from throughtime.reducers.adjoints import Adjoints
+from throughtime.reducers.adjoints import Adjoints, loss_pairs
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.initial_state import InitialState
 from throughtime.reducers.lag_terms import flat, rows_of
@@ -21,7 +21,7 @@ from throughtime.reducers.origin_step import OriginSteps
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.reducer import Reducer
 from throughtime.reducers.signal_to_noise import SignalToNoise
-from throughtime.scaled import Scaled
+from throughtime.scaled import Scaled, exponent_of
 from throughtime.streaming.sums import About, LayerSums, sample_of
 from throughtime.trace import Trace
 
@@ -74,10 +74,11 @@ def collect(
     by_sequence, arriving = used.adjoints.by_sequence()
     if copies > 1:
         by_sequence, arriving = _over_copies(by_sequence, copies), np.full((trace.steps, trace.batch // copies), np.nan)
-    squares = trace.squares().cpu()
+    unit = exponent_of([trace.gradient])
+    squares = trace.squares(unit).sum(1).cpu()
     sums: dict[str, Scaled | Tensor] = {
-        "entering.squares": _from_lag(squares.sum(1)),
-        "entering.pairs": _from_lag((squares > 0).sum(1)),
+        "entering.squares": Scaled(_from_lag(squares), torch.full(squares.shape, 2 * unit)),
+        "entering.pairs": _from_lag(loss_pairs(lin).sum(1)),
         "given": flat(lin, dict(trace.weight_gradients)),
     }
     parts: dict[str, Mapping[str, Scaled | Tensor]] = {

@@ -19,6 +19,7 @@ from throughtime.flow import Flow, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.ledger import Ledger
 from throughtime.reducers.shares import Shares
+from throughtime.scaled import exponent_of, is_small, least
 from throughtime.sweep import stream, sweep
 from throughtime.trace import Trace
 from throughtime.whole.series import Series
@@ -150,23 +151,24 @@ def reference(lin: Linearization) -> dict[str, torch.Tensor]:
     """G by parameter: where it is not autograd's the terms' own sum stands in, made by one plain sweep."""
     trace = lin.trace
     lacking = sorted(set(trace.weights.tensors()) - set(trace.weight_gradients))
-    low = trace.dtype not in CONTRACT
-    if not lacking and not low:
+    coarse = trace.dtype not in CONTRACT or is_small(trace.weight_gradients.values(), least(trace.dtype))
+    if not lacking and not coarse:
         return dict(trace.weight_gradients)
     totals = _terms(lin, trace.gradient)
-    return totals if low else totals | dict(trace.weight_gradients)
+    return totals if coarse else totals | dict(trace.weight_gradients)
 
 
 def _terms(lin: Linearization, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a gradient (T, B, C) at the carries gives the weights, by one plain sweep."""
+    """What a gradient (T, B, C) at the carries gives the weights, by one plain sweep; float64, for it may be of any size."""
     trace = lin.trace
     sums = Ledger(lin, {name: torch.zeros_like(value) for name, value in trace.weights.tensors().items()})
+    unit = exponent_of([gradient])
     origins = (gradient.abs().amax((1, 2)) != 0).nonzero().flatten()
     if len(origins):
-        rows = gradient[origins]
+        rows = gradient[origins] * 2.0**-unit
         exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         stream(lin, rows, exponent, origins.cpu(), [sums])
-    return sums.total()
+    return {name: total.double() * 2.0**unit for name, total in sums.total().items()}
 
 
 def _external(

@@ -17,6 +17,7 @@ from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
+from throughtime.scaled import is_small, least
 from throughtime.streaming.intervals import intervals
 from throughtime.streaming.sums import LayerSums
 
@@ -30,7 +31,9 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
         sample.by_sequence.numpy(),
         sample.arriving.numpy(),
     )
-    states, state_residual = initial_state.finished(sums.part("initial"), [f"{about.name}.{s}_0" for s in about.states])
+    states, state_residual = initial_state.finished(
+        sums.part("initial"), [f"{about.name}.{state}_0" for state in about.states], least(getattr(torch, about.dtype))
+    )
     demand = None
     if asked.demand and not about.inner:
         demand = _demand(sums, asked)
@@ -97,8 +100,9 @@ def intervals_of(sums: LayerSums, books: Books) -> Intervals | None:
 
 
 def _entering(sums: LayerSums) -> np.ndarray:
-    squares, pairs = sums.tensor("entering.squares"), sums.tensor("entering.pairs")
-    return (0.5 * torch.log10(squares / pairs)).numpy()
+    squares, pairs = sums.scaled("entering.squares"), sums.tensor("entering.pairs")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 0.5 * (squares.log10() - np.log10(pairs.numpy()))
 
 
 def _demand(sums: LayerSums, asked: Asked) -> Demand:
@@ -164,6 +168,8 @@ def _missing(sums: LayerSums, layer: LayerFlow, asked: Asked) -> list[Missing]:
         reasons["signal_to_noise"] = "one sequence has no variance over sequences"
     missing = [Missing(field, reason) for field, reason in reasons.items() if reason]
     own = own_sum(about.dtype if about.low else "", sums.lacking)
+    if is_small([sums.tensor("given")], least(getattr(torch, about.dtype))):
+        own = f"shares and bias are of the terms' own sum: autograd's is so small that {about.dtype} rounds it coarsely"
     if own:
         every = len(sums.lacking) == len({row.parameter for row in about.rows})
         missing.append(Missing("residual" if every else "share", own))

@@ -6,7 +6,7 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -119,6 +119,10 @@ class Scaled:
         """The sum over the rows."""
         return Scaled(self.mantissa.sum(0), self.exponent)
 
+    def in_units(self, unit: int) -> Scaled:
+        """The numbers in units of 2^unit."""
+        return Scaled(self.mantissa, torch.where(self.exponent == EMPTY, EMPTY, self.exponent - unit))
+
     def log10(self) -> np.ndarray:
         """log10 of the numbers; −inf for zero, NaN where nothing was added."""
         value = torch.log10(self.mantissa) + self.exponent.double() * float(np.log10(2))
@@ -158,6 +162,32 @@ def tensor_of(sums: Mapping[str, Scaled | Tensor], name: str) -> Tensor:
     return value
 
 
+def exponent_of(parts: Iterable[Tensor]) -> int:
+    """Of the power of two next to the largest number in all parts; 0 where all are zero or one is not finite.
+
+    In units of it, squares of numbers of any size stay in the range of floats.
+    """
+    peak = _peak(parts)
+    most = 1000 if peak.dtype == torch.float64 else 120
+    return int(torch.frexp(peak).exponent.clamp(-most, most)) if peak > 0 and torch.isfinite(peak) else 0
+
+
+def _peak(parts: Iterable[Tensor]) -> Tensor:
+    peaks = [part.abs().amax() for part in parts if part.numel()]
+    return torch.stack(peaks).amax() if peaks else torch.zeros(())
+
+
+def least(dtype: torch.dtype) -> float:
+    """The size from which on what is smaller by the rounding is a normal number still; sums below it round coarsely."""
+    info = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    return info.tiny / info.eps
+
+
+def is_small(parts: Iterable[Tensor], small: float) -> bool:
+    """Whether all numbers in all parts are smaller, and some are not zero."""
+    return bool(0 < _peak(parts) < small)
+
+
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """2^exponent in floating point, exactly; 0 below the range of `dtype` (of its normal numbers), infinite above."""
     low, high = (-1022, 1023) if dtype == torch.float64 else (-126, 127)
@@ -193,7 +223,8 @@ def shifts(peak: Tensor, limit: float = RANGE, alike: int = 0) -> Tensor | None:
             return None
     shift = torch.frexp(alive).exponent
     if alike:
-        top = torch.where(peak > 0, shift, -100).max()
+        top = torch.where(peak > 0, shift, DEAD).max()
+        top = torch.where(top == DEAD, 0, top)  # all rows are zero
         shift = torch.where((peak == 0) | (shift > top - alike), top, shift)
     return shift
 

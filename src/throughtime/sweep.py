@@ -85,39 +85,34 @@ def sweep(
 ) -> int | None:
     """Sweep all origins back. Returns the first lag of the tail, None when every lag was told apart.
 
-    tolerance: what is left goes to the tail when every row has fallen below it, relative to the largest adjoint met so far;
-    0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved. progress(done, of).
+    tolerance: what is left goes to the tail at the first lag at which every row has fallen below it, relative to the largest
+    adjoint met so far; 0 keeps every lag. One origin alone is always told apart to the end, for nothing would be saved.
+    progress(done, of).
     """
     trace = linearization.trace
     lanes = _lanes(linearization)
-    lag, length, look = 0, trace.steps, 0
-    highest = trace.gradient.new_full((), -math.inf, dtype=torch.float64)
-    few = len(trace.origins()) == 1
+    lag, length = 0, trace.steps
+    watch = None if len(trace.origins()) == 1 or tolerance == 0 else _Watch(tolerance, trace.gradient.device)
     paths = any(consumer.paths for consumer in consumers)
     with torch.no_grad():
         while lanes and (max_lag is None or lag <= max_lag):
             peaks = [lane.rows.abs().amax(-1) for lane in lanes]
-            if not few and tolerance > 0:
-                largest = _largest(peaks, lanes)
-                highest = torch.maximum(highest, largest)
-                if lag >= look:
-                    look = lag + (1 if highest.device.type == "cpu" else PATIENCE)
-                    size, most = torch.stack((largest, highest)).tolist()
-                    if size == -math.inf:  # nothing is left: one row of zeros tells the lags that remain
-                        origins, rows, exponent = _joined(lanes, trace.batch)
-                        for place, origin in enumerate(origins[:-1].tolist()):
-                            _tell_initial(consumers, origin + 1, rows[place], exponent[place])
-                        last = origins[-1:]
-                        lanes = [_Lane(linearization, EVERYONE, last, last.to(rows.device), rows[-1:], exponent[-1:])]
-                        peaks, few = [rows.new_zeros(exponent[-1:].shape)], True
-                    elif size < most + math.log2(tolerance):
-                        break
+            if watch is not None and watch.fallen(_largest(peaks, lanes), lag) is not None:
+                if watch.size > -math.inf:
+                    break
+                origins, rows, exponent = _joined(lanes, trace.batch)  # one row of zeros tells the lags that remain
+                for place, origin in enumerate(origins[:-1].tolist()):
+                    _tell_initial(consumers, origin + 1, rows[place], exponent[place])
+                last = origins[-1:]
+                lanes = [_Lane(linearization, EVERYONE, last, last.to(rows.device), rows[-1:], exponent[-1:])]
+                peaks, watch = [rows.new_zeros(exponent[-1:].shape)], None
             room = 1
             if len(lanes) == 1:
                 lane = lanes[0]
                 room = max(1, _entries(lane.rows) // max(1, lane.rows.numel()))
                 room = min(room, int(lane.origins[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
-                block = _several_lags(lane, lag, room, paths)
+                block = _several_lags(lane, lag, room, paths, watch)
+                room = len(block.steps)
                 for consumer in consumers:
                     consumer.update(block)
             else:
@@ -188,10 +183,37 @@ def _tell_initial(consumers: Sequence[Consumer], lag: int | None, adjoint: Tenso
         consumer.initial(lag, adjoint, exponent)
 
 
+class _Watch:
+    """Sees when all rows have fallen below the tolerance, relative to the largest adjoint met so far.
+
+    size: log2 of the largest adjoint at the last lag that was looked at.
+    """
+
+    def __init__(self, tolerance: float, device: torch.device) -> None:
+        self.under, self.size, self._look = math.log2(tolerance), math.inf, 0
+        self._patience = 0 if device.type == "cpu" else PATIENCE
+        self._highest = torch.full((1,), -math.inf, dtype=torch.float64, device=device)
+
+    def fallen(self, sizes: Tensor, lag: int) -> int | None:
+        """The first of these lags at which they have. sizes: (L,) log2 of the largest adjoint at the lags from `lag` on."""
+        highest = torch.cat((self._highest, sizes)).cummax(0).values
+        self._highest = highest[-1:]
+        if lag + len(sizes) < self._look:
+            return None
+        self._look = lag + len(sizes) + self._patience
+        below, (self.size,) = (sizes < highest[1:] + self.under).tolist(), sizes[-1:].tolist()
+        return below.index(True) if True in below else None
+
+
 def _largest(peaks: list[Tensor], lanes: list[_Lane]) -> Tensor:
-    """log2 of the largest entry of any row."""
-    sizes = [(torch.log2(peak.double()) + lane.exponent).max() for peak, lane in zip(peaks, lanes, strict=True)]
-    return torch.stack(sizes).max()
+    """(1,) log2 of the largest entry of any row."""
+    return torch.stack([_log2(peak, lane.exponent).max() for peak, lane in zip(peaks, lanes, strict=True)]).amax(
+        0, True
+    )
+
+
+def _log2(peak: Tensor, exponent: Tensor) -> Tensor:
+    return torch.log2(peak.double()) + exponent
 
 
 def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, consumers: Sequence[Consumer]) -> None:
@@ -228,10 +250,12 @@ def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, con
         lane.rows = pulled.carry
 
 
-def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
+def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, watch: _Watch | None) -> Block:
     """Take the lane's rows `lags` steps back; the block of what was passed.
 
-    A single origin's block is stored in the order of its steps, so that slices of the factors fit it.
+    The block ends before the first lag at which all rows have fallen below the tolerance, so that the tail begins at the
+    same lag whatever a block holds. A single origin's block is stored in the order of its steps, so that slices of the factors
+    fit it.
     """
     lin, single = lane.lin, len(lane.origins) == 1
     top = int(lane.origins[0]) - lag
@@ -246,14 +270,22 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool) -> Block:
         return pulled.carry, pulled
 
     adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags)
+    if watch is not None and lags > 1:
+        peaks = torch.stack([rows.abs().amax(-1) for rows in adjoints])
+        end = watch.fallen(_log2(peaks, torch.stack(exponents)).flatten(1).amax(1), lag)
+        if end is not None:
+            lags = max(1, end)  # on a GPU the block may begin below it
+            lane.rows, lane.exponent = adjoints[lags], exponents[lags]
+            adjoints, exponents, pulled = adjoints[:lags], exponents[:lags], pulled[:lags]
     told = torch.arange(lag, lag + lags)
-    at = lane.at(lag) if lags == 1 else torch.cat([lane.places - back for back in told.tolist()])
     if single:
-        at = slice(0, lags)
+        at = slice(top - lags + 1 - window.first, top + 1 - window.first)
         adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
+    else:
+        at = lane.at(lag) if lags == 1 else torch.cat([lane.places - back for back in told.tolist()])
     adjoint, exponent = torch.stack(adjoints), torch.stack(exponents)
-    steps = lane.origins - told[:, None]
     common = exponent.flatten(1).amax(1)
+    steps = lane.origins - told[:, None]
     return Block(lin, window, told, lane.origins, steps, at, adjoint, exponent, common, pulled, lane.sequences)
 
 

@@ -76,9 +76,10 @@ class Trace:
         """(T, B) bool: at which steps of which sequences any gradient enters."""
         return (self.gradient != 0).any(-1)
 
-    def squares(self) -> Tensor:
-        """(T, B) float64: ‖g‖²."""
-        return torch.cat([self.gradient[at].double().square().sum(-1) for at in self.portions()])
+    def squares(self, unit: int = 0) -> Tensor:
+        """(T, B) float64: ‖g‖² in units of 4^unit."""
+        scale = 2.0**-unit
+        return torch.cat([(self.gradient[at].double() * scale).square().sum(-1) for at in self.portions()])
 
     def portions(self) -> list[slice]:
         """All steps, in slices that hold about `PORTION` numbers of a carry."""

@@ -11,7 +11,7 @@ from throughtime.block import Block
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer, row_squares
-from throughtime.scaled import Scaled, power_of_two, scaled_of, tensor_of
+from throughtime.scaled import Scaled, exponent_of, power_of_two, scaled_of, tensor_of
 from throughtime.trace import PORTION, slices
 
 
@@ -29,7 +29,8 @@ class Adjoints(Reducer):
         self.states = list(trace.cell.states) if len(trace.cell.states) > 1 else []
         self.sequences = Scaled.zeros(trace.batch, trace.steps)
         self.totals = Scaled.zeros(trace.batch, trace.steps)  # Σ‖total adjoint‖²
-        self.entered = torch.zeros(trace.batch, trace.steps, dtype=torch.float64)  # by origin: the same at lag 0
+        self.unit = exponent_of([trace.gradient])
+        self.entered = torch.zeros(trace.batch, trace.steps, dtype=torch.float64)  # by origin: at lag 0, times 4^unit
         pairs = loss_pairs(linearization)
         self.sequence_pairs = pairs.flip(0).cumsum(0).flip(0)
         self.sums = {
@@ -54,7 +55,7 @@ class Adjoints(Reducer):
         self.add("total", block, units.sum(0))
         self.totals.add_at(block.lags, totals.sum(1).T, exponent, block.sequences)
         for place in (block.lags == 0).nonzero().flatten().tolist():
-            at_origin = totals[place] * power_of_two(exponent[place])
+            at_origin = totals[place] * power_of_two(exponent[place] - 2 * self.unit)
             self.entered[block.sequences, block.origins] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
@@ -63,19 +64,21 @@ class Adjoints(Reducer):
     def join(self, one: Adjoints, other: Adjoints) -> None:
         self.sequences = one.sequences.beside(other.sequences)
         self.totals = one.totals.beside(other.totals)
-        self.entered = torch.cat((one.entered, other.entered))
+        self.unit = max(one.unit, other.unit)
+        self.entered = torch.cat([each.entered * 4.0 ** (each.unit - self.unit) for each in (one, other)])
         self.sequence_pairs = torch.cat((one.sequence_pairs, other.sequence_pairs), dim=1)
 
     def told(self) -> dict[str, Scaled | torch.Tensor]:
         """What adds up over batches: the sums, and by lag what entered (T,) at the pairs that reach back so far."""
-        return self.sums | {"entered": _from_lag(self.entered).sum(0)}
+        entered = _from_lag(self.entered).sum(0)
+        return self.sums | {"entered": Scaled(entered, torch.full(entered.shape, 2 * self.unit))}
 
     def by_sequence(self) -> tuple[np.ndarray, np.ndarray]:
         """(lag, sequence): `by_sequence` and `arriving_by_sequence` of `throughtime.flow.Adjoint`."""
         pairs = _log10(self.sequence_pairs.double().numpy())
         return (
             0.5 * (self.sequences.log10().T - pairs),
-            0.5 * (self.totals.log10().T - _log10(_from_lag(self.entered).T.numpy())),
+            0.5 * (self.totals.log10().T - _log10(_from_lag(self.entered).T.numpy())) - self.unit * np.log10(2),
         )
 
     def finish(self) -> Adjoint:
@@ -92,12 +95,14 @@ def finished(
 ) -> Adjoint:
     """The result, from `Adjoints.told`."""
     count, by_state = _count(sums), scaled_of(sums, "states").log10()
-    entered = tensor_of(sums, "entered")
+    entered = scaled_of(sums, "entered")
+    with np.errstate(invalid="ignore"):  # where nothing entered
+        arriving_total = 0.5 * (scaled_of(sums, "total").log10() - entered.log10())
     return Adjoint(
         log10_norm=0.5 * (scaled_of(sums, "squares").log10() - count),
         by_state={name: 0.5 * (by_state[place] - count) for place, name in enumerate([*states, "d"] if states else [])},
         by_sequence=by_sequence,
-        log10_arriving_total=0.5 * (scaled_of(sums, "total").log10() - _log10(entered.numpy())),
+        log10_arriving_total=arriving_total,
         arriving_by_sequence=arriving,
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import DEAD, Scaled, power_of_two, scaled_of, tensor_of
+from throughtime.scaled import DEAD, Scaled, exponent_of, least, power_of_two, scaled_of
 
 
 class InitialState(Reducer):
@@ -55,56 +55,64 @@ class InitialState(Reducer):
         """
         trace = self.linearization.trace
         split, count = trace.cell.split, len(trace.cell.states)
-        values = {lag: _value(*rows) for lag, rows in self.told.items()}
-        rest = _value(*(self.rest or self._nothing()))
-        total = split(torch.stack([*values.values(), rest]).sum(0))
-        told, inner = torch.zeros(trace.steps), torch.zeros(count, trace.steps, dtype=torch.float64)
-        norms = Scaled.zeros(count, trace.steps)
-        for lag, (adjoint, power) in self.told.items():
-            told[lag - 1] = 1
-            top = power.max()
-            aligned = split(adjoint.double() * power_of_two(power - top).unsqueeze(-1))
-            norms.add_at(
-                torch.tensor([lag - 1]), torch.stack([part.square().sum() for part in aligned])[:, None], 2 * top[None]
-            )
-            for place, (part, whole) in enumerate(zip(split(values[lag]), total, strict=True)):
-                inner[place, lag - 1] = float((part * whole).sum())
-        off = truth = [torch.tensor(torch.nan)] * count
-        if given is not None:
-            wanted = [part.double() for part in split(given)]
-            off = [(part - want).square().sum() for part, want in zip(total, wanted, strict=True)]
-            truth = [want.square().sum() for want in wanted]
-        square = [part.square().sum() for part in total]
-        each = {"square": square, "off": off, "truth": truth}
+        lags = torch.tensor(list(self.told), dtype=torch.int64) - 1
+        rows, powers = zip(*self.told.values(), self.rest or self._nothing(), strict=True)
+        adjoints, power = torch.stack(rows).double(), torch.stack(powers)  # (lags and the rest, B, …)
+        power = torch.where(adjoints.abs().amax(-1) > 0, power, DEAD)
+        # What is multiplied with each other is in units of the largest number: squares of 1e-200 leave float64.
+        unit = max(int(power.max()), -2000, exponent_of([given]) if given is not None and given.any() else DEAD)
+        values = split(adjoints * power_of_two(power - unit).unsqueeze(-1))
+        total = [part.sum(0) for part in values]
+        half = unit // 2
+        wanted = split(torch.full_like(adjoints[0], torch.nan) if given is None else given.double())
+        wanted = [part * 2.0**-half * 2.0 ** (half - unit) for part in wanted]
+        told, inner, norms = (
+            torch.zeros(trace.steps),
+            Scaled.zeros(count, trace.steps),
+            Scaled.zeros(count, trace.steps),
+        )
+        told[lags] = 1
+        products = [(part[:-1] * whole).sum((1, 2)) for part, whole in zip(values, total, strict=True)]
+        inner.add_at(lags, torch.stack(products), torch.full(lags.shape, 2 * unit))
+        top = power[:-1].amax(1)
+        alone = split(adjoints[:-1] * power_of_two(power[:-1] - top[:, None]).unsqueeze(-1))
+        norms.add_at(lags, torch.stack([part.square().sum((1, 2)) for part in alone]), 2 * top)
+        by_state = {"square": total, "off": [a - b for a, b in zip(total, wanted, strict=True)], "truth": wanted}
         return {"told": told, "inner": inner, "norms": norms} | {
-            name: torch.stack(parts).double().cpu() for name, parts in each.items()
+            name: Scaled(torch.stack([part.square().sum() for part in parts]).cpu(), torch.full((count,), 2 * unit))
+            for name, parts in by_state.items()
         }
 
     def finish(self, given: Tensor | None, tail_from: int | None) -> tuple[dict[str, Terms], float]:
         """Terms by state ("h_0", "c_0") and the largest residual against `given` (B, S·H), NaN without one."""
         trace = self.linearization.trace
-        return finished(self.told_sums(given), [f"{trace.name}.{state}_0" for state in trace.cell.states])
+        names = [f"{trace.name}.{state}_0" for state in trace.cell.states]
+        return finished(self.told_sums(given), names, least(trace.dtype))
 
 
-def finished(sums: Mapping[str, Scaled | Tensor], names: list[str]) -> tuple[dict[str, Terms], float]:
-    """The result, from `InitialState.told_sums`."""
-    inner, norms = tensor_of(sums, "inner"), scaled_of(sums, "norms")
+def finished(sums: Mapping[str, Scaled | Tensor], names: list[str], small: float) -> tuple[dict[str, Terms], float]:
+    """The result, from `InitialState.told_sums`. small: see `throughtime.scaled.least`."""
+    inner, norms, square = (scaled_of(sums, name) for name in ("inner", "norms", "square"))
     told = np.asarray(sums["told"]) > 0
-    square, off, truth = (np.asarray(sums[name]) for name in ("square", "off", "truth"))
-    log10, terms, residuals = 0.5 * norms.log10(), {}, []
+    log10, residuals = 0.5 * norms.log10(), _residuals(scaled_of(sums, "off"), scaled_of(sums, "truth"), small)
+    terms = {}
     for place, name in enumerate(names):
-        of_lag = inner[place].numpy()
-        share = np.where(of_lag != 0, of_lag / (square[place] or 1.0), 0.0)
-        size = np.sqrt(truth[place])
-        residual = float(np.sqrt(off[place]))
-        residual = residual if residual == 0 or np.isnan(residual) else residual / size if size else float("inf")
-        residuals.append(residual)
+        whole = Scaled(square.mantissa[place], square.exponent[place])
+        share = np.where(inner.mantissa[place] != 0, inner.rows([place]).over(whole)[0], 0.0)
         terms[name] = Terms(
-            name, None, np.where(told, share, np.nan), np.where(told, log10[place], np.nan), float(residual)
+            name,
+            None,
+            np.where(told, share, np.nan),
+            np.where(told, log10[place], np.nan),
+            float(residuals[place]),
         )
-    known = [value for value in residuals if not np.isnan(value)]
+    known = residuals[~np.isnan(residuals)]
     return terms, float(max(known, default=float("nan")))
 
 
-def _value(adjoint: Tensor, exponent: Tensor) -> Tensor:
-    return adjoint.double() * power_of_two(exponent).unsqueeze(-1)
+def _residuals(off: Scaled, truth: Scaled, small: float) -> np.ndarray:
+    """By state, from squares, with 0/0 = 0; NaN where both are below `small`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residuals = np.where(off.mantissa == 0, 0.0, np.sqrt(off.over(truth)))
+        below = 0.5 * np.fmax(off.log10(), truth.log10()) < np.log10(small)
+    return np.where(below & (residuals != 0), np.nan, residuals)

@@ -7,7 +7,7 @@ G when the terms are taken away (reducers/remainder.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.products import add_terms, outer, sizes_of_rows, term_squares
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.reducers.shares import Shares, over
-from throughtime.scaled import EMPTY, Scaled, power_of_two, tensor_of
+from throughtime.scaled import EMPTY, Scaled, least, power_of_two, tensor_of
 
 
 class Ledger(Shares):
@@ -103,7 +103,7 @@ class Ledger(Shares):
             self.tails = [torch.zeros_like(part) for part in self.blocks]
         ps, xs = self._factors(block)
         sizes = self.tensor("tail_sizes")
-        sizes += sizes_of_rows(block, self.groups)
+        sizes += sizes_of_rows(block, self.groups, self.unit)
         terms = [outer(p.flatten(1, 2), None if x is None else x.flatten(0, 1)) for p, x in zip(ps, xs, strict=True)]
         self.tails = [tail + term for tail, term in zip(self.tails, terms, strict=True)]
         self.rest.take_away_untold(terms)
@@ -142,9 +142,13 @@ class Ledger(Shares):
 
     def total(self) -> dict[str, Tensor]:
         """Σ_τ G(τ) by parameter: what the terms add up to."""
-        sums = {name: torch.zeros_like(value) for name, value in self.reference.items()}
+        return {name: (value * 2.0**self.unit).to(self.reference[name].dtype) for name, value in self._total().items()}
+
+    def _total(self) -> dict[str, Tensor]:
+        """The same in float64, in units of 2^unit."""
+        sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in self.reference.items()}
         for group, block, left in zip(self.groups, self.blocks, self.rest.left, strict=True):
-            group.put((block - left) * 2.0**self.unit, sums[group.parameter])
+            group.put(block.double() - left, sums[group.parameter])
         return sums
 
     def bias(self) -> np.ndarray:
@@ -163,19 +167,19 @@ class Ledger(Shares):
 
     def cancellation(self) -> float:
         """‖G‖ / Σ_τ ‖G(τ)‖ of the layer."""
-        return _ratio(float(self.squares.sum().sqrt()) * 2.0**self.unit, float(self._sizes().sum()))
+        sizes = float(self._sizes(self.norms.total()).sum())
+        return _ratio(
+            float(self.squares.sum().sqrt()), sizes + (0.0 if self.tails is None else float(norm(self.tails)))
+        )
 
-    def _sizes(self) -> Tensor:
-        """(T,) ‖G(τ)‖ of the layer, the tail's added to the last."""
-        sizes = self.norms.value().sum(0).sqrt()
-        if self.tails is not None:
-            sizes[-1] += self.tail_norm
-        return sizes
+    def _sizes(self, squares: Scaled) -> Tensor:
+        """(T,) ‖G(τ)‖ in units of 2^unit, from squares."""
+        return squares.in_units(2 * self.unit).value().sqrt()
 
     @property
     def tail_bound(self) -> float:
         """See `throughtime.flow.Tail`."""
-        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()) * 2.0**self.unit)
+        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
 
     @property
     def tail_norm(self) -> float:
@@ -184,10 +188,13 @@ class Ledger(Shares):
     def terms(self, given: Mapping[str, Tensor], tail_from: int | None) -> tuple[dict[str, Terms], float, float]:
         """The rows by parameter, the layer's residual, and its error relative to Σ_τ‖G(τ)‖, to which the contract applies.
 
-        given: what autograd gave, by parameter. A parameter that it lacks has no residual.
+        given: what autograd gave, by parameter. A parameter that it lacks, or whose gradient is so small that autograd rounds
+        it coarsely, has no residual.
         """
+        small = least(self.linearization.trace.dtype) * 2.0**-self.unit
         inner = self.tensor("inner")
-        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self.total()
+        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self._total()
+        given = {name: value.double() * 2.0**-self.unit for name, value in given.items()}
         parameters, residuals, errors = {}, [], []
         for parameter in dict.fromkeys(row.parameter for row in self.rows):
             at = [place for place, row in enumerate(self.rows) if row.parameter == parameter]
@@ -195,11 +202,11 @@ class Ledger(Shares):
             blocks, stacked = {}, max(1, len(cell.blocks(parameter)))
             for place in at:
                 row = self.rows[place]
-                left, whole = torch.full((), torch.nan), torch.ones(())
+                residual = float("nan")
                 if off is not None:
-                    left = off.reshape(stacked, -1)[row.index].double().norm()
-                    whole = given[parameter].reshape(stacked, -1)[row.index].double().norm()
-                residuals.append(_ratio(float(left), float(whole)))
+                    left, whole = (part.reshape(stacked, -1)[row.index].norm() for part in (off, given[parameter]))
+                    residual = compared(float(left), float(whole), small)
+                residuals.append(residual)
                 if row.gate is None:
                     continue
                 blocks[row.index] = Terms(
@@ -212,12 +219,12 @@ class Ledger(Shares):
             sizes = self.norms.rows(at).total()
             residual = float("nan")
             if off is not None:
-                scale = float(sizes.value().sqrt().sum())
+                scale = float(self._sizes(sizes).sum())
                 if self.tails is not None:
                     own = [t for group, t in zip(self.groups, self.tails, strict=True) if group.parameter == parameter]
-                    scale += float(norm(own)) * 2.0**self.unit
-                errors.append(_ratio(float(off.double().norm()), scale))
-                residual = _ratio(float(off.double().norm()), float(given[parameter].double().norm()))
+                    scale += float(norm(own))
+                errors.append(compared(float(off.norm()), scale, small))
+                residual = compared(float(off.norm()), float(given[parameter].norm()), small)
             parameters[names.get(parameter, parameter)] = Terms(
                 name=names.get(parameter, parameter),
                 gate=None,
@@ -226,8 +233,7 @@ class Ledger(Shares):
                 residual=residual,
                 gates={block.gate: block for _, block in sorted(blocks.items())},
             )
-        told = [value for value in residuals if not np.isnan(value)]
-        return parameters, max(told, default=float("nan")), max(errors, default=float("nan"))
+        return parameters, largest(residuals), largest(errors)
 
 
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
@@ -235,6 +241,18 @@ def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
     if tail_from is not None:
         values[tail_from:] = np.nan
     return values
+
+
+def compared(off: float, size: float, small: float) -> float:
+    """off / size with 0/0 = 0; NaN where both are below `small`, infinite where the terms are no numbers."""
+    if np.isnan(off):
+        return float("inf")
+    return float("nan") if 0 < max(off, size) < small else _ratio(off, size)
+
+
+def largest(values: Sequence[float]) -> float:
+    """Of those that there are; NaN where there are none."""
+    return max((value for value in values if not np.isnan(value)), default=float("nan"))
 
 
 def _ratio(value: float, unit: float) -> float:

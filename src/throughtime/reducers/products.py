@@ -181,11 +181,11 @@ def term_squares(block: Block, groups: list[Blocks]) -> Tensor:
     return torch.cat(out)
 
 
-def sizes_of_rows(block: Block, groups: list[Blocks]) -> Tensor:
-    """Σ‖p ⊗ x‖ over the rows of all lags, sequences and groups, float64: no row can be larger than that says."""
+def sizes_of_rows(block: Block, groups: list[Blocks], unit: int = 0) -> Tensor:
+    """Σ‖p ⊗ x‖ over the rows of all lags, sequences and groups, float64, in units of 2^unit: no row is larger than that."""
     total = torch.zeros(len(block.common), dtype=torch.float64, device=block.adjoint.device)
     for group in groups:
         p, x = group.factors(block)
         size = torch.linalg.vector_norm(p, dim=(0, 3)).double()
         total += (size if x is None else size * torch.linalg.vector_norm(x, dim=-1).double()).sum(1)
-    return (total * power_of_two(block.common)).sum().cpu()
+    return (total * power_of_two(block.common - unit)).sum().cpu()

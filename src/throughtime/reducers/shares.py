@@ -17,7 +17,7 @@ from throughtime.block import Block
 from throughtime.linearize import Linearization, Window
 from throughtime.reducers.products import entries, grouped
 from throughtime.reducers.reducer import Reducer
-from throughtime.scaled import power_of_two, tensor_of
+from throughtime.scaled import exponent_of, power_of_two, tensor_of
 
 
 class Shares(Reducer):
@@ -32,8 +32,9 @@ class Shares(Reducer):
         self.blocks = [group.of(reference[group.parameter]) for group in self.groups]
         # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
         # a gradient of 1e-30 leave float32.
-        self.unit = _exponent(self.blocks)
-        self.blocks = [block * 2.0**-self.unit for block in self.blocks]
+        self.unit = exponent_of(self.blocks)
+        dtype = trace.carries.dtype
+        self.blocks = [(block * 2.0**-self.unit).to(dtype) for block in self.blocks]
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.projected: WeakKeyDictionary[Window, list[Tensor | None]] = WeakKeyDictionary()
         self.swept = False  # whether a tail was
@@ -106,10 +107,3 @@ def over(value: Tensor, unit: Tensor) -> np.ndarray:
     """value / unit as float64, NaN for 0/0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(value.numpy() / unit.numpy())
-
-
-def _exponent(blocks: list[Tensor]) -> int:
-    """Of the power of two next to the largest entry; 0 where there is none."""
-    peak = torch.stack([block.abs().amax() for block in blocks]).amax()
-    most = 1000 if peak.dtype == torch.float64 else 120
-    return int(torch.frexp(peak).exponent.clamp(-most, most)) if peak > 0 and torch.isfinite(peak) else 0

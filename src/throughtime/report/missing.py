@@ -15,8 +15,8 @@ from throughtime.flow import LayerFlow, Terms
 
 ZERO = "exactly zero, which has no logarithm"
 UNDEFINED = {
-    "residual": "autograd gave no gradient to compare with",
-    "error": "autograd gave no gradient to compare with",
+    "residual": "autograd gave no gradient to compare with, or one so small that it is rounded coarsely",
+    "error": "autograd gave no gradient to compare with, or one so small that it is rounded coarsely",
     "cancellation": "every term is exactly zero",
     "adjoint": "no step with a loss has so many steps before it",
     "initial_state": "no step with a loss stands so many steps after the initial state",

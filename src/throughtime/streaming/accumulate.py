@@ -23,6 +23,7 @@ from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
+from throughtime.scaled import least
 from throughtime.streaming.sums import SEQUENCES, LayerSums
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
@@ -114,6 +115,7 @@ def _books(sums: LayerSums) -> Books:
         sums.tensor("given"),
         sums.lacking,
         sums.about.low,
+        least(getattr(torch, sums.about.dtype)),
         sums.origins[-1] + 1,
         sums.steps,
         sums.told,

@@ -129,12 +129,12 @@ def _put(
         _put(waiting, closed, level + 1, number // 2, both)
 
 
-def block_of(batch: int, terms: Scaled, tail: Scaled, squares: Scaled, entering: Tensor) -> Blocks:
+def block_of(batch: int, terms: Scaled, tail: Scaled, squares: Scaled, entering: Scaled) -> Blocks:
     """One batch. terms (W, L), tail (W, 1): see `throughtime.reducers.lag_terms`; squares, entering: (T,) of adjoints."""
     block = Block(terms.value(), tail.value()[:, 0], torch.zeros(0), torch.zeros(0))
     own, whole = block.squares()
     block = Block(block.terms, block.tail, own, whole)
-    return Blocks({0: {batch: block}}, {}, _moments(squares.value(), entering))
+    return Blocks({0: {batch: block}}, {}, _moments(squares.value(), entering.value()))
 
 
 def _sum(one: Tensor, other: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ class LayerSums:
         """Its blocks of batches; made here of a single one, which holds its terms already."""
         if self.blocks is not None or self.terms is None or self.tail is None:
             return self.blocks
-        squares, entering = self.scaled("adjoints.squares"), self.tensor("entering.squares")
+        squares, entering = self.scaled("adjoints.squares"), self.scaled("entering.squares")
         return block_of(next(iter(self.batches)), self.terms, self.tail, squares, entering)
 
     def part(self, prefix: str) -> dict[str, Any]:

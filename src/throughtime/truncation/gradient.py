@@ -20,7 +20,7 @@ from throughtime.cells.cell import Pulled
 from throughtime.errors import InputError
 from throughtime.linearize import Linearization
 from throughtime.reducers.products import AUTOGRAD, grouped, outer
-from throughtime.scaled import DEAD, power_of_two, rescale, shifted
+from throughtime.scaled import DEAD, exponent_of, power_of_two, rescale, shifted
 from throughtime.sweep import BLOCK_ENTRIES
 from throughtime.trace import Trace
 
@@ -117,9 +117,7 @@ def gradients(linearization: Linearization, window: Window) -> dict[str, Tensor]
 
 def unit_of(trace: Trace) -> int:
     """The exponent of the power of two next to the largest entry of the gradient; 0 where it is not known."""
-    peaks = [value.abs().amax() for value in trace.weight_gradients.values() if value.numel()]
-    peak = torch.stack(peaks).amax() if peaks else torch.zeros(())
-    return int(torch.frexp(peak).exponent.clamp(-120, 120)) if peak > 0 and torch.isfinite(peak) else 0
+    return exponent_of(trace.weight_gradients.values())
 
 
 def _picked(steps: Tensor) -> slice | Tensor:

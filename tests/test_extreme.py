@@ -1,0 +1,119 @@
+"""Gradients of any size: a loss times 2^k says what the loss says, with every norm moved by k; nothing leaves float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import throughtime as tt
+from test_decomposition import LOSSES, Scene, every_cell, from_start, layer_of, numbers
+from throughtime.cells import REGISTRY
+from throughtime.collect import Asked
+from throughtime.flow import LayerFlow
+from throughtime.streaming.accumulate import accumulate, border, flow_of
+from throughtime.streaming.sums import merge
+
+BEYOND = [-900, 560]  # 2^560 = 4e168, whose square is no float64
+
+
+def record(scene: Scene, power: int = 0, data: int = 1, dtype: torch.dtype = torch.float64) -> tt.Record:
+    """A scene's step; its backward pass begins with 2^power. data: the seed of inputs and states."""
+    model = layer_of(scene, dtype)
+    generator = torch.Generator().manual_seed(data)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x, states = normal(scene.steps, scene.batch, scene.inputs), REGISTRY[scene.key].states
+    width = model(x)[0].shape[-1]
+    start = tuple(normal(1, scene.batch, width).requires_grad_() for _ in states)
+    with tt.record(model) as made:
+        outputs, last = model(x, start if len(states) > 1 else start[0])
+        last = last if isinstance(last, tuple) else (last,)
+        LOSSES[scene.loss](outputs, [part[0] for part in last]).backward(torch.tensor(2.0**power, dtype=dtype))
+    return made
+
+
+def said(layer: LayerFlow, power: int = 0) -> dict[str, np.ndarray]:
+    """All that a flow says, with its norms as those of a loss of 2^−power."""
+    move, tail, told = power * np.log10(2), layer.tail, numbers(layer) | from_start(layer)
+    sizes = ("adjoint", "by sequence", "norm", "log10_norm")
+    out = {name: value - move if name.startswith(sizes) else value for name, value in told.items()}
+    for name in ("cancellation", "log10_arriving", "bias", "cosine"):
+        out[name] = np.asarray(getattr(layer, name))
+    out["horizon"] = np.array([np.nan if lag is None else lag for lag in layer.horizon.values()])
+    out["arriving total"] = layer.adjoint.log10_arriving_total
+    out["arriving by sequence"] = layer.adjoint.arriving_by_sequence
+    out["half-lives"] = np.array([unit.half_life for unit in layer.units])
+    if layer.origin_step is not None:
+        out["map"] = layer.origin_step.log10_norm - move
+    if tail is not None:
+        out["tail"] = np.array([tail.first_lag, tail.share, tail.bound, tail.log10_norm - move])
+    return out
+
+
+def agree(got: LayerFlow, wanted: LayerFlow, power: int = 0, rtol: float = 1e-10) -> None:
+    told, truth = said(got, power), said(wanted)
+    assert told.keys() == truth.keys()
+    for name, value in truth.items():
+        np.testing.assert_allclose(told[name], value, rtol=rtol, atol=rtol, err_msg=name)
+    for name in ("residual", "error"):
+        assert getattr(got, name) <= max(1e-12, 10 * getattr(wanted, name)), name
+
+
+@every_cell
+@pytest.mark.parametrize("power", BEYOND)
+def test_a_loss_of_any_size_says_the_same(key, power):
+    scene = Scene(key, "masked", steps=7, hidden=3, batch=3)
+    for asked in ({"tolerance": 0}, {"max_lag": 2, "bias": "horizon"}):
+        got, wanted = (record(scene, k).flow(demand=False, **asked).layers["rnn"] for k in (power, 0))
+        agree(got, wanted, power)
+
+
+def streamed(scenes: Sequence[Scene], powers: Sequence[int], **options) -> LayerFlow:
+    """Batches one by one, merged."""
+    pairs = zip(scenes, powers, strict=True)
+    traces = [record(scene, power, data).traces()[0] for data, (scene, power) in enumerate(pairs)]
+    asked = Asked(demand=None, **options)
+    told, by_hand = border(traces[0], asked)
+    parts = [accumulate(trace, batch, asked, told, by_hand) for batch, trace in enumerate(traces)]
+    return flow_of({"rnn": reduce(merge, parts)}, asked).layers["rnn"]
+
+
+@pytest.mark.parametrize("key", ["gru", "lstm"])
+@pytest.mark.parametrize("power", BEYOND)
+@pytest.mark.parametrize("max_lag", [None, 2])
+def test_batches_of_any_size_say_the_same(key, power, max_lag):
+    scenes = [Scene(key, "masked", steps=steps, hidden=3) for steps in (7, 5, 6)]
+    got, wanted = (streamed(scenes, [k] * 3, max_lag=max_lag) for k in (power, 0))
+    agree(got, wanted, power)
+
+
+@pytest.mark.parametrize("key", ["gru", "lstm", "rnn-tanh"])
+@pytest.mark.parametrize("loss", ["last step", "masked"])
+def test_what_float32_rounds_coarsely_is_not_held_against_the_terms(key, loss):
+    """At 1e-31 autograd's gradient has its seven digits, at 1e-42 not three: shares are then of the terms' own sum."""
+    scene = Scene(key, loss, steps=30, hidden=6, gain=0.8)
+    wanted = record(scene, 0, dtype=torch.float32).flow(demand=False).layers["rnn"]
+    for power in (-95, -115, -128, -140):
+        record_of = record(scene, power, dtype=torch.float32)
+        got = record_of.flow(demand=False).layers["rnn"]
+        (trace,) = record_of.traces()
+        asked = Asked(demand=None)
+        merged = flow_of({"rnn": accumulate(trace, 0, asked, 30)}, asked).layers["rnn"]
+        for layer in (got, merged):
+            told = power > -100
+            assert np.isnan(layer.error) != told
+            assert np.isnan(layer.residual) != told
+            why = [each.reason for each in layer.missing if each.field == "share"]
+            assert bool(why) != told
+            assert told or "float32 rounds it coarsely" in why[0]
+            np.testing.assert_allclose(np.nansum(layer.share), 1, atol=1e-6)
+            digits = 3e-6 if power > -130 else 3e-3  # what entered was rounded too
+            np.testing.assert_allclose(layer.share, wanted.share, atol=digits)
+            np.testing.assert_allclose(layer.bias, wanted.bias, atol=digits)
