@@ -120,6 +120,7 @@ def sweep(
                 block = _several_lags(lane, lag, room, paths)
                 for consumer in consumers:
                     consumer.update(block)
+                del block  # its memory is that of the next one
             else:
                 _one_lag(lanes, peaks, lag, paths, consumers)
             lag += room
