@@ -86,6 +86,9 @@ class Scaled:
         for bounds, added in waiting.items():
             index, exponent = (torch.cat([each[place] for each in added]).long().cpu() for place in (0, 2))
             value = torch.cat([each[1].detach().double() for each in added], dim=-1).cpu()
+            if len(added) == 1:
+                self._add(slice(*bounds), index, value, exponent)
+                continue
             turn = _turn(index)
             for number in range(int(turn.max()) + 1 if len(turn) else 0):  # what names the same entry goes one by one
                 here = turn == number
@@ -125,10 +128,11 @@ class Scaled:
 
     def log10(self) -> np.ndarray:
         """log10 of the numbers; −inf for zero, NaN where nothing was added."""
-        value = torch.log10(self.mantissa) + self.exponent.double() * float(np.log10(2))
-        value[self.mantissa == 0] = -torch.inf
-        value[..., self.exponent == EMPTY] = torch.nan
-        return value.numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.log10(self.mantissa.numpy())
+        value += self.exponent.numpy() * np.log10(2)
+        value[..., self.exponent.numpy() == EMPTY] = np.nan
+        return value
 
     def over(self, other: Scaled) -> np.ndarray:
         """The ratio to another sum, NaN for 0/0 and where nothing was added."""
@@ -190,10 +194,10 @@ def is_small(parts: Iterable[Tensor], small: float) -> bool:
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """2^exponent in floating point, exactly; 0 below the range of `dtype` (of its normal numbers), infinite above."""
-    low, high = (-1022, 1023) if dtype == torch.float64 else (-126, 127)
-    out = torch.exp2(exponent.clamp(low, high).to(torch.float64)).to(dtype)
-    out = torch.where(exponent < low, torch.zeros((), dtype=dtype, device=exponent.device), out)
-    return torch.where(exponent > high, torch.full((), torch.inf, dtype=dtype, device=exponent.device), out)
+    # A normal number 2^e is nothing but e + bias in the place of its exponent bits; there 0 is zero, all ones are infinity.
+    bits, bias, whole = (52, 1023, torch.int64) if dtype == torch.float64 else (23, 127, torch.int32)
+    biased = exponent.clamp(-bias, bias + 1).to(whole) + bias
+    return (biased << bits).view(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
 
 
 DEAD = -(2**20)  # the exponent of a row that is zero

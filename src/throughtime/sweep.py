@@ -115,6 +115,7 @@ def sweep(
                 room = len(block.steps)
                 for consumer in consumers:
                     consumer.update(block)
+                del block  # its memory is that of the next one
             else:
                 _one_lag(lanes, peaks, lag, paths, consumers)
             lag += room

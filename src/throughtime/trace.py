@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,16 +71,20 @@ class Trace:
 
     def origins(self) -> list[int]:
         """The steps at which any gradient enters, ascending."""
-        return self.pairs().any(1).nonzero().flatten().tolist()
+        return self.pairs.any(1).nonzero().flatten().tolist()
 
+    @cached_property
     def pairs(self) -> Tensor:
         """(T, B) bool: at which steps of which sequences any gradient enters."""
-        return (self.gradient != 0).any(-1)
+        return torch.cat([self.gradient[at].abs().amax(-1) != 0 for at in self.portions()])
 
     def squares(self, unit: int = 0) -> Tensor:
         """(T, B) float64: ‖g‖² in units of 4^unit."""
-        scale = 2.0**-unit
-        return torch.cat([(self.gradient[at].double() * scale).square().sum(-1) for at in self.portions()])
+        out = self.gradient.new_zeros(self.steps, self.batch, dtype=torch.float64)
+        origins = torch.tensor(self.origins(), dtype=torch.int64, device=self.gradient.device)
+        for at in origins.split(max(1, PORTION // self.carries[0].numel())):
+            out[at] = (self.gradient[at].double() * 2.0**-unit).square().sum(-1)
+        return out
 
     def portions(self) -> list[slice]:
         """All steps, in slices that hold about `PORTION` numbers of a carry."""

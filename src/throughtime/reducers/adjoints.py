@@ -17,7 +17,7 @@ from throughtime.trace import PORTION, slices
 
 def loss_pairs(linearization: Linearization) -> torch.Tensor:
     """(T, B) bool: the pairs (t, b) at which a gradient enters."""
-    return linearization.trace.pairs().cpu()
+    return linearization.trace.pairs.cpu()
 
 
 class Adjoints(Reducer):

@@ -151,9 +151,11 @@ class Sample:
 def sample_of(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray, batch: int, demand: bool) -> Sample:
     """All sequences of a trace; of copies the first of each, as many as `by_sequence` (T, n) has."""
     n = by_sequence.shape[1]
-    enters = trace.pairs().cpu()
+    enters = trace.pairs.cpu()
     last = (enters * torch.arange(1, trace.steps + 1)[:, None]).amax(0)
-    at = (trace.at_output != 0).flatten(1).any(1).nonzero().flatten().cpu()
+    at = torch.tensor(trace.origins() if demand else [], dtype=torch.int64)
+    gradient = trace.at_output[at.to(trace.x.device)].cpu()
+    reached = (gradient != 0).flatten(1).any(1)
     source = trace.x if trace.source is None else trace.source
     lengths = torch.full((n,), trace.steps) if trace.lengths is None else trace.lengths[:n].cpu().to(torch.int64)
     return Sample(
@@ -162,8 +164,8 @@ def sample_of(trace: Trace, by_sequence: np.ndarray, arriving: np.ndarray, batch
         lengths,
         last[:n],
         source.cpu() if demand else None,
-        at if demand else at[:0],
-        trace.at_output[at.to(trace.x.device)].cpu() if demand else None,
+        at[reached],
+        gradient[reached] if demand else None,
         torch.from_numpy(by_sequence),
         torch.from_numpy(arriving),
     )
