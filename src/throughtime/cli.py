@@ -134,7 +134,7 @@ model_options = _together(
     click.option(
         "--limit",
         type=click.IntRange(min=1),
-        help="Batches to read of a loader at most; without it, all it has, and 8 for a window.",
+        help="Batches to read of a loader at most.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     *file_options,
@@ -330,21 +330,21 @@ def check(min_horizon: int | None, level: str, fail_on: str, **given: Any) -> No
     help="The truncation bias that a recommended window may have.",
 )
 @click.option("--no-cost", is_flag=True, help="Leave memory and time unmeasured.")
+@click.option("--all-batches", is_flag=True, help="Read a loader to its end, however well the horizon is known.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What goes to stdout.")
 @click.option("--json", "form", flag_value="json", help="The same as --format json.")
 @_guarded
-def window(windows: tuple[str, ...], level: float, no_cost: bool, form: str, **given: Any) -> None:
+def window(windows: tuple[str, ...], level: float, no_cost: bool, all_batches: bool, form: str, **given: Any) -> None:
     """Which window of truncated BPTT to train MODEL with: what each loses, what it costs, and never one below the demand."""
     from throughtime.truncation.gradient import Window
 
     asked = [Window.of(each) for each in windows]
     with _given(**given) as (network, _, batches, loss, tell, options):
-        from throughtime.truncation.choose import BATCHES
         from throughtime.truncation.choose import window as run
 
-        options["limit"] = options["limit"] or BATCHES  # they are held together: a loader may never end
-
-        told = run(network, batches, loss, windows=asked, level=level, cost=not no_cost, progress=tell, **options)
+        how = {"stop_when": None} if all_batches else {}
+        options |= {"windows": asked, "level": level, "cost": not no_cost, "progress": tell, **how}
+        told = run(network, batches, loss, **options)
     if form == "json":
         click.echo(told.to_json(indent=1))
         return

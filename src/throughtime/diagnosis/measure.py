@@ -62,7 +62,7 @@ def flow_by(
     is one.
     """
     how = how or Streaming()
-    asked, strict = _asked(**options)
+    asked, strict = asked_of(**options)
     whole = options.get("total") is not False
     with untouched(model):
         rng = torch.get_rng_state()
@@ -183,7 +183,7 @@ def _with(flow: Flow, names: list[str], reached: list[str], notes: Any) -> Flow:
     return replace(flow, layers=layers, missing=(*flow.missing, *independent))
 
 
-def _asked(
+def asked_of(
     *,
     tolerance: float = 1e-12,
     max_lag: int | None = None,
