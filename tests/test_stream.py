@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 
 import jsonschema
@@ -22,9 +26,12 @@ from test_diagnose import same as alike
 from test_diagnose import state
 from throughtime import cli
 from throughtime.errors import InputError
+from throughtime.explain import explain
 from throughtime.report.json import schema
 from throughtime.streaming import stream as module
-from throughtime.streaming.statefile import digest
+from throughtime.streaming.statefile import FORMAT, digest
+from throughtime.streaming.sums import plain
+from throughtime.trace import joined
 
 
 class Net(nn.Module):
@@ -59,8 +66,14 @@ def error(model, batch):
     return nn.functional.mse_loss(model(batch[0]), batch[1], reduction="sum")
 
 
+def told(flow, name="rnn"):
+    """The layer, without the row that says why it has no intervals: of one batch there is none."""
+    layer = flow.layers[name]
+    return replace(layer, missing=tuple(each for each in layer.missing if each.field != "intervals"))
+
+
 def layer(*args, **options):
-    return tt.diagnose(*args, **{"stop_when": None} | options).flow.layers["rnn"]
+    return told(tt.diagnose(*args, **{"stop_when": None} | options).flow)
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------
@@ -147,16 +160,114 @@ def interrupting(at):
         yield batch
 
 
-def test_ctrl_c_keeps_what_was_done():
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_ctrl_c_keeps_what_was_done(done):
     model = net()
     before = state(model)
-    flow = tt.diagnose(model, interrupting(5), error).flow
+    flow = tt.diagnose(model, interrupting(done), error).flow
     assert flow.stream.partial
-    assert flow.stream.stopped == "interrupted after 5 batches"
-    same(flow.layers["rnn"], layer(net(), data(9)[:5], error))
+    assert flow.stream.batches == done
+    assert flow.stream.stopped == f"interrupted after {done} batch{'es' * (done > 1)}"
+    same(told(flow), layer(net(), data(9)[:done], error))
     assert alike(before["parameters"], state(model)["parameters"])
+
+
+def test_ctrl_c_before_the_first_batch_is_a_ctrl_c():
+    model = net()
+    before = state(model)
     with pytest.raises(KeyboardInterrupt):
         tt.diagnose(model, interrupting(0), error)
+    assert alike(before, state(model))
+
+
+class Impatient:
+    """A loss that is interrupted while it works on the batch of this number, the first being 0."""
+
+    def __init__(self, at):
+        self.at, self.count = at, -1
+
+    def __call__(self, model, batch):
+        self.count += 1
+        if self.count == self.at:
+            raise KeyboardInterrupt
+        return error(model, batch)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("resume", [False, True])
+def test_ctrl_c_while_a_batch_is_worked_on_keeps_those_before_it(at, resume, tmp_path):
+    more = {"resume": tmp_path / "state.pt"} if resume else {}
+    at += 2 if resume else 0  # the first batch is worked on three times
+    flow = tt.diagnose(net(), data(9), Impatient(at), **more).flow
+    done = at - (2 if resume else 0)
+    assert flow.stream.batches == done
+    same(told(flow), layer(net(), data(9)[:done], error))
+    if resume:
+        same(layer(net(), data(9), error, **more), layer(net(), data(9), error), rtol=0)
+
+
+def test_ctrl_c_while_the_first_batch_is_worked_on_is_a_ctrl_c(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tt.diagnose(net(), data(9), Impatient(0))
+    for at in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            tt.diagnose(net(), data(9), Impatient(at), resume=tmp_path / "state.pt")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_ctrl_c_waits_until_a_batch_is_counted(tmp_path, monkeypatch):
+    """It comes while the file is written: the file and the report tell of the same batches."""
+    save, saved = module.save, []
+
+    def interrupted(path, kept):
+        saved.append(1)
+        if len(saved) == 3:
+            signal.raise_signal(signal.SIGINT)
+        save(path, kept)
+
+    monkeypatch.setattr(module, "save", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    flow = tt.diagnose(net(), data(9), error, resume=tmp_path / "state.pt").flow
+    assert flow.stream.stopped == "interrupted after 3 batches"
+    assert len(lasting(tmp_path / "state.pt")["digests"]) == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+class InSeries(nn.Module):
+    """Two modules, the first of two layers that read in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.above, self.head = nn.GRU(2, 3, 2, bidirectional=True), nn.GRU(6, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.above(self.below(x)[0])[0][-1])
+
+
+def test_ctrl_c_keeps_batches_that_are_worked_on_together():
+    """Read, and while they are worked on: the total lag through several modules is that of those that were done."""
+    torch.manual_seed(0)
+    model = InSeries().double()
+    wanted = tt.diagnose(model, data(3), error, demand=False).flow
+    for given, loss in ((interrupting(3), error), (data(6), Impatient(3))):
+        flow = tt.diagnose(model, given, loss, demand=False).flow
+        assert (flow.stream.batches, flow.stream.partial) == (3, True)
+        assert flow.layers.keys() == wanted.layers.keys()
+        for name, each in wanted.layers.items():
+            got = flow.layers[name]
+            assert "intervals" in {row.field for row in got.missing}
+            same(replace(got, missing=each.missing), each)
+    with pytest.raises(KeyboardInterrupt):
+        tt.diagnose(model, data(6), Impatient(0))
+
+
+@pytest.mark.parametrize(("count", "words"), [(7, "need 8: 7 here"), (8, None)])
+def test_where_there_are_no_intervals_a_row_says_so(count, words):
+    report = tt.diagnose(net().eval(), data(count), error, stop_when=None)
+    [layer] = report.to_dict()["layers"]
+    rows = {row["field"]: row["reason"] for row in layer["missing"]}
+    assert ("intervals" in layer) == (words is None) == ("intervals" not in rows)
+    assert words is None or words in rows["intervals"]
 
 
 # --- going on -------------------------------------------------------------------------------------------------------
@@ -185,7 +296,7 @@ def test_a_run_goes_on_where_it_was_broken_off(tmp_path, broken):
         return error(model, batch)
 
     got = layer(net(), data(9), counted, resume=file)
-    assert len(worked) == 9 - broken
+    assert len(worked) == 9 - broken + 1  # the first is looked at again
     same(got, wanted, rtol=0)
     assert os.listdir(tmp_path) == ["state.pt"]
 
@@ -235,7 +346,7 @@ def test_a_killed_run_loses_at_most_one_batch(tmp_path):
         rest = [int(line) for line in process.stdout]
     begun = max([6, *rest])
     (tmp_path / ".state.pt.part").write_bytes(b"half of it")  # where the kill came while it wrote
-    kept = module.load(file)["digests"]
+    kept = lasting(file)["digests"]
     assert list(kept) == list(range(len(kept)))
     assert len(kept) >= begun - 1  # one is being read, one was being worked on
     worked = []
@@ -245,7 +356,7 @@ def test_a_killed_run_loses_at_most_one_batch(tmp_path):
         return error(model, batch)
 
     got = layer(net(), data(60), counted, resume=file, limit=12)
-    assert len(worked) == 12 - len(kept)
+    assert len(worked) == 12 - len(kept) + 1  # the first is looked at again
     same(got, layer(net(), data(12), error), rtol=1e-12)
     assert os.listdir(tmp_path) == ["state.pt"]
 
@@ -255,6 +366,35 @@ def changed_weights(file):
     with torch.no_grad():
         model.rnn.weight_hh_l0 += 0.1
     layer(model, data(5), error, resume=file)
+
+
+def changed_loss(file):
+    """Half of the loss in one batch of data: neither model nor data tell it."""
+    layer(net(), data(5), lambda model, batch: 0.5 * error(model, batch), resume=file)
+
+
+def slightly_changed_loss(file):
+    """Of the first batch, one sequence in five counts by 1 % more."""
+    weights = torch.tensor([[1.0], [1.0], [1.01], [1.0], [1.0]], dtype=torch.float64)
+    loss = lambda model, batch: (weights * (model(batch[0]) - batch[1]).square()).sum()  # noqa: E731
+    layer(net(), data(3), loss, resume=file)
+
+
+class Leaky(Net):
+    """The same weights, and another way through them."""
+
+    def forward(self, x):
+        return super().forward(1.001 * x)
+
+
+def changed_forward(file):
+    torch.manual_seed(0)
+    layer(Leaky().double(), data(3), error, resume=file)
+
+
+def other_batch_size(file):
+    x, y = (torch.cat(parts, dim=axis) for parts, axis in zip(zip(*data(6), strict=True), (1, 0), strict=True))
+    layer(net(), list(zip(x.split(6, 1), y.split(6), strict=True)), error, resume=file)
 
 
 def changed_head(file):
@@ -267,7 +407,7 @@ def changed_head(file):
 
 def damaged(file):
     kept = torch.load(file, weights_only=True)
-    kept["state"]["measured"]["layers"]["rnn"]["sums"]["given"][0] += 1
+    kept["state"]["layers"]["rnn"]["sums"]["given"][0] += 1
     torch.save(kept, file)
     layer(net(), data(3), error, resume=file)
 
@@ -300,6 +440,10 @@ def a_pickle(file):
         (lambda file: layer(net().eval(), data(5), error, resume=file), "another model"),
         (changed_weights, "another model"),
         (changed_head, "another model"),
+        (changed_loss, "batch 0 that gives the layers other inputs, states or gradients"),
+        (slightly_changed_loss, "batch 0 that gives the layers other"),
+        (changed_forward, "batch 0 that gives the layers other"),
+        (other_batch_size, "batch 0 that differs"),
         (damaged, "no state of a run"),
         (without_options, "no state of a run"),
         (no_state, "no state of a run"),
@@ -314,6 +458,10 @@ def a_pickle(file):
         "mode",
         "weights",
         "head",
+        "loss",
+        "slightly",
+        "forward",
+        "batch-size",
         "damaged",
         "lacking",
         "file",
@@ -327,10 +475,230 @@ def test_states_that_do_not_fit(tmp_path, use, words):
         use(file)
 
 
+# --- files that were not written by us, and disks that take none --------------------------------------------------------
+
+
+def lasting(file):
+    """What a file holds, that is known to be whole."""
+    return module.load(file, module.KINDS, module.check_kept)
+
+
+def test_no_bit_of_a_file_matters_unnoticed(tmp_path):
+    """Cut, changed and grown at many places: refused, or the very same numbers."""
+    file = tmp_path / "state.pt"
+    layer(net(), data(2, steps=4), error, resume=file)
+    whole, wanted = file.read_bytes(), digest(plain(lasting(file)))
+    places = np.random.default_rng(0).integers(len(whole), size=60).tolist()
+    for number, place in enumerate(places):
+        changed = bytearray(whole)
+        if number % 3 == 0:
+            del changed[place:]
+        elif number % 3 == 1:
+            changed[place] ^= 1 << number % 8
+        else:
+            changed[place : place + 50] = bytes(min(50, len(whole) - place))
+        file.write_bytes(changed)
+        with suppress(InputError):
+            assert digest(plain(lasting(file))) == wanted
+            assert number % 3  # a part of a file is no file
+
+
+def told_as(value):
+    return {"format": FORMAT, "state": value, "digest": digest(value)}
+
+
+def of_itself():
+    lists = []
+    lists.append(lists)
+    return {"format": FORMAT, "state": lists, "digest": "0"}
+
+
+def many_times():
+    lists = ["a"] * 10
+    for _ in range(12):
+        lists = [lists] * 10
+    return {"format": FORMAT, "state": lists, "digest": "0"}
+
+
+class Runs:
+    """Makes a folder when it is unpickled by anything that runs code."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: {"format": FORMAT, "state": torch.zeros(1).expand(10**12), "digest": "0"},
+        lambda folder: {"format": FORMAT, "state": torch.eye(3).to_sparse(), "digest": "0"},
+        lambda folder: of_itself(),
+        lambda folder: many_times(),
+        lambda folder: {"format": FORMAT, "state": Runs(folder), "digest": "0"},
+        lambda folder: Runs(folder),
+        lambda folder: net().state_dict(),
+        lambda folder: net(),
+        lambda folder: [1, 2],
+        lambda folder: told_as({"kind": "os"}),
+        lambda folder: told_as({"kind": "Row"}),
+        lambda folder: told_as({name: {} for name in module.KINDS}),
+    ],
+)
+def test_files_of_strangers(tmp_path, monkeypatch, make):
+    monkeypatch.setattr("throughtime.streaming.statefile.NODES", 10**5)
+    file, folder = tmp_path / "state.pt", tmp_path / "ran"
+    torch.save(make(str(folder)), file)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(3), error, resume=file)
+    assert not folder.exists()
+
+
+def test_packed_files_are_refused(tmp_path):
+    file = tmp_path / "state.pt"
+    layer(net(), data(2), error, resume=file)
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(2), error, resume=file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept.update(rng=torch.zeros(3)),
+        lambda kept: kept.update(rng=kept["rng"][:-1]),
+        lambda kept: kept.update(digests={}),
+        lambda kept: kept.update(digests={"a": "b"}),
+        lambda kept: kept["digests"].update({7: "b"}),
+        lambda kept: kept.update(told={"rnn": ["a", "b"]}),
+        lambda kept: kept.update(told={"rnn": [3]}),
+        lambda kept: kept.update(layers={}),
+        lambda kept: kept.update(layers=[]),
+        lambda kept: kept.update(first={"rnn": [1.0]}),
+        lambda kept: kept["layers"]["rnn"].update(about=None),
+        lambda kept: kept["layers"]["rnn"].update(steps=10**9),
+        lambda kept: kept["layers"]["rnn"].update(origins=["a"]),
+        lambda kept: kept["layers"]["rnn"].update(more=1),
+    ],
+)
+def test_a_true_digest_over_wrong_parts(tmp_path, change):
+    file = tmp_path / "state.pt"
+    layer(net(), data(2), error, resume=file)
+    kept = torch.load(file, weights_only=True)
+    change(kept["state"])
+    torch.save(told_as(kept["state"]), file)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(3), error, resume=file)
+
+
+@pytest.mark.parametrize("room", [10, 1000, 40_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, room):
+    """No file may grow beyond so many bytes, as where the disk is full."""
+    file = tmp_path / "state.pt"
+    layer(net(), data(3), error, resume=file)
+    assert file.stat().st_size > room
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(InputError, match=r"cannot be written \(File too large\)"):
+            layer(net(), data(5), error, resume=file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert os.listdir(tmp_path) == ["state.pt"]
+    assert len(lasting(file)["digests"]) == 3
+    same(layer(net(), data(5), error, resume=file), layer(net(), data(5), error), rtol=0)
+
+
+@pytest.mark.parametrize("path", ["/sys/kernel/state.pt", "/dev/null", "."])
+def test_paths_that_hold_no_file(path):
+    with pytest.raises(InputError, match=r"cannot be written|no state of a run"):
+        layer(net(), data(2), error, resume=path)
+
+
+def test_behind_a_link_stands_the_file(tmp_path):
+    file, link = tmp_path / "there" / "state.pt", tmp_path / "here.pt"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    for count in (2, 4):
+        layer(net(), data(count), error, resume=link)
+        assert link.is_symlink()
+        assert len(lasting(file)["digests"]) == count
+
+
+# --- batches of every kind ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "error_type", "words"),
+    [
+        (lambda x, y: (x[:, :0], y[:0]), InputError, "an empty batch .*, in batch 3"),
+        (lambda x, y: (x * torch.nan, y), InputError, "nan in the input of layer 'rnn'.*, in batch 3"),
+        (lambda x, y: (x, y * torch.inf), InputError, "nan in the gradient.*, in batch 3"),
+        (lambda x, y: (x[..., :1], y), RuntimeError, "This was batch 3"),
+        (lambda x, y: None, TypeError, "This was batch 3"),
+    ],
+    ids=["empty", "nan", "inf", "width", "none"],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_batch_that_will_not_do_is_named(tmp_path, batch, error_type, words, resume):
+    file = tmp_path / "state.pt"
+    batches = [*data(3), batch(*data(1)[0]), *data(2)]
+    with pytest.raises(error_type) as found:
+        layer(net(), batches, error, **({"resume": file} if resume else {}))
+    assert re.search(words, " ".join([str(found.value), *getattr(found.value, "__notes__", [])]))
+    if resume:  # and those before it are kept
+        assert list(lasting(file)["digests"]) == [0, 1, 2]
+
+
+def test_batches_of_any_size_and_length(tmp_path):
+    """Of one sequence, of other lengths, through a generator of unknown length, broken off and gone on: the joined batches."""
+    batches = [*data(2, size=1), *data(2, steps=5), *data(2, steps=20, size=2), *data(3, size=1, steps=4)]
+    got = layer(net().eval(), (batch for batch in batches), error)
+    wanted = explain([joined([traced(batch) for batch in batches])], tolerance=0).layers["rnn"]
+    same(replace(got, missing=()), replace(wanted, missing=()))
+    file = tmp_path / "state.pt"
+    for limit in (1, 5, None):
+        again = layer(net().eval(), (batch for batch in batches), error, resume=file, limit=limit)
+    same(again, got, rtol=0)
+
+
+def traced(batch):
+    """One batch, recorded by the user's own step."""
+    model = net().eval()
+    with tt.record(model) as record:
+        error(model, batch).backward()
+    return record.traces()[0]
+
+
+def test_a_loss_that_is_drawn_anew_is_not_compared(tmp_path):
+    """By numbers that nobody seeds: then it says nothing, but it goes on."""
+    draw = np.random.default_rng(0)
+    loss = lambda model, batch: error(model, batch) * draw.uniform(0.5, 2)  # noqa: E731
+    layer(net(), data(3), loss, resume=tmp_path / "state.pt")
+    assert layer(net(), data(5), loss, resume=tmp_path / "state.pt").batches == 5
+
+
+def test_what_rounding_makes_is_no_other_loss(tmp_path):
+    """The same sum in another order, in float32."""
+    batches = [(x.float(), y.float()) for x, y in data(5)]
+    backwards = lambda model, batch: (model(batch[0]) - batch[1]).flip(0).square().cumsum(0)[-1].sum()  # noqa: E731
+    layer(net().float(), batches[:3], error, resume=tmp_path / "state.pt")
+    assert layer(net().float(), batches, backwards, resume=tmp_path / "state.pt").batches == 5
+
+
 def test_digests_tell_batches_apart():
     x = torch.arange(6.0)
     assert digest((x, 1)) == digest([x.clone(), 1])
     assert len({digest(each) for each in ((x, 1), (x, 2), (x.flip(0), 1), {"x": x}, {"y": x}, x.numpy()[:5])}) == 6
+    assert digest([1, 23]) != digest([12, 3]) != digest([[1], 23])
+    assert len({digest(each) for each in (b"a", "a", {"a"}, {"b"}, 1j, np.int64(1), np.int64(2), 1)}) == 8
     assert digest(torch.zeros(0)) != digest(x)
     assert digest(torch.zeros(2, 3)) != digest(torch.zeros(3, 2))
 
@@ -402,6 +770,18 @@ def test_a_total_through_both_directions_is_told_or_missing(count, resume, tmp_p
         assert "through both directions" in told["layers.rnn"]
 
 
+def test_every_total_that_is_not_told_of_many_batches_has_a_row():
+    torch.manual_seed(0)
+    model, options = InSeries().double(), {"stop_when": None, "demand": False}
+    few, many = (tt.diagnose(model, data(count, steps=4, size=2), error, **options).flow for count in (8, 9))
+    lacking = {name.removesuffix("_reverse") for name in few.layers.keys() - many.layers.keys()}
+    told = {each.field.removeprefix("layers."): each.reason for each in many.missing}
+    assert lacking == {"series", "below"} == told.keys()
+    assert "up to 8 batches" in told["series"]
+    assert "both directions is told of up to 8 batches" in told["below"]
+    assert not few.missing
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"engine": "spark"}, "engine='spark'"), ({"stop_when": 0.0}, "stop_when=0"), ({"workers": 0}, "workers=0")],
@@ -456,7 +836,7 @@ def test_what_comes_round_outside_is_added_up():
     torch.manual_seed(0)
     model, batches = Fed().double(), [x for x, _ in data(3)]
     got, wanted = (
-        tt.diagnose(model, given, lambda model, batch: model(batch)).flow.layers["cell"]
+        told(tt.diagnose(model, given, lambda model, batch: model(batch)).flow, "cell")
         for given in (iter(batches), torch.cat(batches, dim=1))
     )
     assert abs(wanted.external) > 1e-3
@@ -472,7 +852,7 @@ def test_bidirectional_batches_are_judged_by_their_own_input():
     got = tt.diagnose(model, iter(batches), loss, total=False).flow
     wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss, total=False).flow
     for name, each in wanted.layers.items():
-        same(got.layers[name], each)
+        same(told(got, name), each)
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------

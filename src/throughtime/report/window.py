@@ -11,7 +11,7 @@ from rich.text import Text
 
 from throughtime.report.json import _list, _needed, _number
 from throughtime.report.text import STYLES, _percent, _plain
-from throughtime.truncation.advice import LEAST, loss_words, name_of, size
+from throughtime.truncation.advice import LEAST, loss_words, name_of, size, within
 from throughtime.truncation.result import Row, WindowReport
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def render_window(report: WindowReport) -> RenderableType:
         screen.add_row(Text("" if place else "why", STYLES["needed"]), Text(reason))
     for place, row in enumerate(report.alternatives):
         screen.add_row(
-            Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(row.whole)}.")
+            Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(report, row)}.")
         )
     return Group(screen, Text(""), _table(report))
 
@@ -52,7 +52,8 @@ def _table(report: WindowReport) -> Table:
         caption_justify="left",
     )
     lag, costs = report.farthest, report.full is not None
-    heads = ["K", "sliding bias", "cosine"]
+    known = any(not np.isnan(row.whole.low) for row in report.sliding)
+    heads = ["K", "sliding bias", *(["95 %"] if known else []), "cosine"]
     heads += ["chunks bias", "95 %", "cosine"] if report.chunks or report.pairs else []
     heads += [f"reach lag {lag}"] if lag is not None and report.chunks else []
     heads += ["memory", "time"] if costs else []
@@ -62,17 +63,23 @@ def _table(report: WindowReport) -> Table:
     chunks = {row.window.k2: row for row in report.chunks}
     for steps in sorted({*sliding, *chunks}):
         slid, chunk = sliding.get(steps), chunks.get(steps)
-        row = [str(steps) + _short(steps, lag), *_lost(slid.whole if slid else None)]
+        row = [str(steps) + _short(steps, lag), *_lost(slid.whole if slid else None, known)]
         table.add_row(*row, *_chunk(chunk, lag, report), style=_style(report, steps, slid, chunk))
     single = [row for row in report.sliding if row.cost is not None and 1 < row.window.k2 < report.steps]
     for each in (*report.pairs, *single):
         style = _style(report, each.window.k2, each)
-        table.add_row(str(each.window) + _short(each.window.k2, lag), "–", "–", *_chunk(each, lag, report), style=style)
+        table.add_row(
+            str(each.window) + _short(each.window.k2, lag), *_lost(None, known), *_chunk(each, lag, report), style=style
+        )
     table.caption = (
         "K: steps of the window, which holds the lags 0 … K − 1; K1,K2: a pass every K1 steps over the last K2; sliding: every "
         "loss goes back over K steps; chunks: the state is detached every K steps; bias: how much of the gradient is changed, "
         "cosine: of the two directions"
     )
+    if within(report):
+        table.caption += (
+            "; sliding windows and K1,K2: within each module, and not what one loses on its way through another"
+        )
     if lag is not None and report.chunks:
         table.caption += f"; reach lag {lag}: of the losses that could; * too short for the needed lag"
     if report.full is not None:
@@ -87,8 +94,7 @@ def _chunk(row: Row | None, lag: int | None, report: WindowReport) -> list[str]:
     if not (report.chunks or report.pairs):
         return []
     lost = row.whole if row else None
-    told = _lost(lost)
-    told.insert(1, _interval(lost))
+    told = _lost(lost, True)
     if lag is not None and report.chunks:
         told.append("–" if row is None else _percent(row.reaching))
     if report.full is not None:
@@ -105,11 +111,12 @@ def _interval(lost: Lost | None) -> str:
     return f"{100 * lost.low * (lost.low >= LEAST):.2g}–{100 * lost.high:.2g} %"
 
 
-def _lost(lost: Lost | None) -> list[str]:
+def _lost(lost: Lost | None, interval: bool) -> list[str]:
+    between = [_interval(lost)] if interval else []
     if lost is None:
-        return ["–", "–"]
+        return ["–", *between, "–"]
     bias = f"< {100 * LEAST:g} %" if 0 < lost.bias < LEAST else _percent(lost.bias)
-    return [bias, "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
+    return [bias, *between, "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
 
 
 def _time(cost: Cost) -> str:
@@ -145,6 +152,10 @@ def window_to_dict(report: WindowReport) -> dict[str, Any]:
         "reasons": list(report.reasons),
         "full": _cost(report.full),
         "through": report.through,
+        "over": report.over,
+        "stream": None
+        if (stream := report.flow.stream) is None
+        else {"batches": stream.batches, "stopped": stream.stopped, "partial": stream.partial},
         "chunks": [_row(row) for row in report.chunks],
         "sliding": [_row(row) for row in report.sliding],
         "pairs": [_row(row) for row in report.pairs],

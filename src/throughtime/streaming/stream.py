@@ -6,7 +6,10 @@ whatever process and order it is worked on, and after a break.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from throughtime import __version__
 from throughtime.asked import Asked
+from throughtime.collect import CONTRACT, LOW_PRECISION
 from throughtime.errors import InputError
 from throughtime.flow import Missing, Stream
 from throughtime.progress import Tell, quiet
@@ -84,12 +89,14 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Measured:
-    """The sums of some batches. names, reached, notes: see `Read`."""
+    """The sums of some batches. names, reached, notes: see `Read`. beside: what else a task gathers, which adds up; no file
+    keeps it."""
 
     layers: dict[str, LayerSums]
     names: list[str]
     reached: list[str]
     notes: dict[str, Mapping[str, str]]
+    beside: Any = None
 
     def __add__(self, other: Measured) -> Measured:
         both = {
@@ -103,6 +110,7 @@ class Measured:
             list(dict.fromkeys((*self.names, *other.names))),
             list(dict.fromkeys((*self.reached, *other.reached))),
             {**other.notes, **self.notes},
+            None if self.beside is None or other.beside is None else self.beside + other.beside,
         )
 
 
@@ -113,30 +121,44 @@ class Task:
     reader: Reader
     asked: Asked
 
-    def read(self, model: nn.Module, job: Job) -> Read:
-        """Forward and backward, with random numbers of the batch's own; the first has those that were found."""
+    def read(self, model: nn.Module, job: Job, seeded: bool = False) -> Read:
+        """Forward and backward, with random numbers of the batch's own; the first has those that were found, if not seeded."""
         with untouched(model):
-            if job.number:
+            if job.number or seeded:
                 torch.manual_seed((job.seed + job.number) % 2**63)
-            return self.reader(model, job.number, job.batch)
+            with in_batch(job.number):
+                return self.reader(model, job.number, job.batch)
 
     def __call__(self, model: nn.Module, job: Job) -> tuple[int, Measured]:
-        return job.number, self.added_up(self.read(model, job), job)
+        return job.number, self.added_up(model, self.read(model, job), job)
 
-    def added_up(self, read: Read, job: Job) -> Measured:
+    def added_up(self, model: nn.Module, read: Read, job: Job) -> Measured:
         """The sums of the traces of a batch."""
         layers = {}
-        for trace in read.traces:
-            told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
-            copies = read.copies.get(trace.name, 1)
-            layers[trace.name] = accumulate(trace, job.number, self.asked, told, by_hand, copies)
+        with in_batch(job.number):
+            for trace in read.traces:
+                told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
+                copies = read.copies.get(trace.name, 1)
+                layers[trace.name] = accumulate(trace, job.number, self.asked, told, by_hand, copies)
         return Measured(layers, read.names, read.reached, dict(read.notes))
+
+
+@contextmanager
+def in_batch(number: int) -> Iterator[None]:
+    """Errors say which batch it was."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error.got}, in batch {number}", error.expected, error.do) from error
+    except Exception as error:
+        error.add_note(f"This was batch {number}, the first being 0.")
+        raise
 
 
 @dataclass
 class State:
     """What a run knows, and its file keeps. of: see `_run`. rng: random state at the beginning, so that a loader shuffles
-    again as it did."""
+    again as it did. first: of the first batch, see `fingerprint`; empty where it differs from run to run."""
 
     asked: Asked
     of: dict[str, str]
@@ -145,19 +167,19 @@ class State:
     told: dict[str, tuple[int, bool]] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
     measured: Measured | None = None
+    first: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
         return len(self.digests)
 
     def add(self, number: int, measured: Measured, told: str) -> None:
-        # One assignment each: a Ctrl-C between two lines must not count a batch whose sums are lost.
         self.measured = measured if self.measured is None else self.measured + measured
         self.digests[number] = told
 
     def to_dict(self) -> dict[str, Any]:
         kept = {name: list(value) for name, value in self.told.items()}
-        measured = {f: getattr(self.measured, f) for f in ("layers", "names", "reached", "notes")}
+        assert self.measured is not None
         return {
             "asked": asdict(self.asked),
             "of": self.of,
@@ -165,13 +187,45 @@ class State:
             "rng": self.rng,
             "told": kept,
             "digests": self.digests,
-            "measured": measured,
+            "first": self.first,
+            **{name: getattr(self.measured, name) for name in MEASURED},
         }
+
+
+MEASURED: dict[str, Any] = {
+    "layers": dict[str, LayerSums],
+    "names": list[str],
+    "reached": list[str],
+    "notes": dict[str, dict[str, str]],
+}
+KINDS: dict[str, Any] = MEASURED | {
+    "asked": dict[str, Any],
+    "of": dict[str, str],
+    "seed": int,
+    "rng": torch.Tensor,
+    "told": dict[str, list[int | bool]],
+    "digests": dict[int, str],
+    "first": dict[str, list[float]],
+}
+"""Of what a file keeps, by name."""
+
+
+def check_kept(kept: dict[str, Any]) -> None:
+    """Raise ValueError where the parts of a file do not fit together, RuntimeError and TypeError where numbers are none."""
+    torch.Generator().set_state(kept["rng"])
+    layers: dict[str, LayerSums] = kept["layers"]
+    batches = {number for sums in layers.values() for number in sums.batches}
+    if not batches or batches != kept["digests"].keys():
+        raise ValueError("other batches are counted than added up")
+    if any(len(each) != 2 for each in kept["told"].values()) or any(len(each) != 16 for each in kept["first"].values()):
+        raise ValueError("lists of another length")
+    if any(sums.steps != sums.scaled("entering.squares").exponent.shape[-1] for sums in layers.values()):
+        raise ValueError("another number of steps")
 
 
 def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor, processes: int = 1) -> State:
     """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
-    found, asked = None if file is None else load(file), task.asked
+    found, asked = None if file is None else load(file, KINDS, check_kept), task.asked
     of = {} if file is None else _run(model, task.reader, processes)
     if found is None:
         return State(asked, of, int(digest(rng), 16) >> 2, rng)
@@ -188,7 +242,8 @@ def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor,
             f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
         )
     told = {name: (int(border[0]), bool(border[1])) for name, border in found["told"].items()}
-    return State(asked, of, found["seed"], found["rng"], told, found["digests"], Measured(**found["measured"]))
+    measured = Measured(**{name: found[name] for name in MEASURED})
+    return State(asked, of, found["seed"], found["rng"], told, found["digests"], measured, found["first"])
 
 
 def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
@@ -200,7 +255,38 @@ def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
         "kind of loss": type(reader).__name__,
         "choice of layers": repr(getattr(reader, "layers", None)),
         "number of processes": str(processes),  # by which batches are numbered
+        "number of directions to probe": str(getattr(reader, "batches", None)),
+        "version of throughtime": __version__,
     }
+
+
+def fingerprint(read: Read) -> dict[str, list[float]]:
+    """By layer, what its sums are made of, in numbers that two runs can compare: of input, states and entering gradient the
+    norm and four random projections, whose differences tell how far one is from another (Johnson & Lindenstrauss 1984); before
+    them, what rounding may make of it.
+    """
+    out = {}
+    for trace in read.traces:
+        found = [CONTRACT.get(trace.dtype, LOW_PRECISION)]
+        for value in (trace.x, trace.carries, trace.gradient):
+            flat = value.detach().double().cpu().flatten()
+            generator = torch.Generator().manual_seed(len(flat))
+            ways = (torch.randn(flat.shape, generator=generator, dtype=flat.dtype) for _ in range(4))
+            found += [float(flat.norm()), *(float(flat @ way) for way in ways)]
+        out[trace.name] = found
+    return out
+
+
+def like(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> bool:
+    """Whether two fingerprints are those of one and the same computation, to its rounding."""
+    if one.keys() != other.keys():
+        return False
+    for name, told in one.items():
+        a, b = (torch.tensor(each[1:], dtype=torch.float64).reshape(3, -1) for each in (told, other[name]))
+        apart = (a[:, 1:] - b[:, 1:]).square().mean(1).sqrt()
+        if not bool((apart <= told[0] * torch.maximum(a[:, 0], b[:, 0])).all()):
+            return False
+    return True
 
 
 def stream(
@@ -231,7 +317,7 @@ def stream(
         try:
             if stopped is not None:  # nothing is left to do, but of these data?
                 for batch in islice(iter(batches), 1 if 0 in state.digests else 0):
-                    same_again(state, 0, batch, file)
+                    same_again(state, task, model, Job(0, batch, state.seed, state.told), file)
                 batches = ()
             with ENGINES[how.engine](calls, how.workers) as run:
                 for jobs in _waves(batches, state, task, model, how, file, total, progress, stopped is not None):
@@ -246,11 +332,16 @@ def stream(
         except KeyboardInterrupt:
             if state.measured is None:
                 raise
-            stopped, partial = f"interrupted after {state.done} batches", True
+            stopped, partial = interrupted(state.done), True
     if state.measured is None:
         raise InputError("no batch: the loader is empty", "at least one", "check the data set and drop_last")
     assert stopped is not None
     return state.measured, Stream(state.done, stopped, partial)
+
+
+def interrupted(batches: int) -> str:
+    """Why a run ended that a Ctrl-C did."""
+    return f"interrupted after {batches} batch{'es' * (batches > 1)}"
 
 
 def _waves(
@@ -274,14 +365,14 @@ def _waves(
     source, number, wave, counted = iter(batches), -1, [], max(state.digests, default=-1)
     progress(state.done, total or 0, WHAT)
     for number, batch in enumerate(source):
-        if number in state.digests:
-            same_again(state, number, batch, file)
-            continue
         job = Job(number, batch, state.seed, state.told)
+        if number in state.digests:
+            same_again(state, task, model, job, file)
+            continue
         if not state.told:
-            read = task.read(model, job)
+            read = first_read(state, task, model, job, file)
             state.told = {trace.name: border(trace, task.asked) for trace in read.traces}
-            measured = task.added_up(read, replace(job, told=state.told))
+            measured = task.added_up(model, read, replace(job, told=state.told))
             count_done(state, number, measured, digest(batch) if file else "", file, total, progress)
             continue
         wave.append(job)
@@ -298,24 +389,57 @@ def _waves(
         yield wave
 
 
-def same_again(state: State, number: int, batch: Any, file: Path | None) -> None:
-    """Raise InputError where a batch that was counted is another one now."""
-    if digest(batch) != state.digests[number]:
+def first_read(state: State, task: Task, model: nn.Module, job: Job, file: Path | None) -> Read:
+    """The first batch, read; where there is a file, its fingerprint is kept for the runs to come, if it is one that returns."""
+    if file is not None:
+        told, again = (fingerprint(task.read(model, job, seeded=True)) for _ in range(2))
+        state.first = told if like(told, again) else {}
+    return task.read(model, job)
+
+
+def same_again(state: State, task: Task, model: nn.Module, job: Job, file: Path | None) -> None:
+    """Raise InputError where a batch that was counted is another one now, or the first gives another gradient."""
+    if digest(job.batch) != state.digests[job.number]:
         raise InputError(
-            f"batch {number} that differs from the one that {file} counts",
-            "the same batches in the same order",
-            "seed the loader's shuffling, or begin anew with another file",
+            f"batch {job.number} that differs from the one that {file} counts",
+            "the same batches, of the same size, in the same order",
+            "seed the loader's shuffling and what it draws, or begin anew with another file",
+        )
+    if job.number > min(state.digests) or not state.first:
+        return
+    if not like(state.first, fingerprint(task.read(model, job, seeded=True))):
+        raise InputError(
+            f"batch {job.number} that gives the layers other inputs, states or gradients than when {file} was begun",
+            "the same loss and the same forward pass, in the same precision",
+            "begin anew with another file: one for each loss",
         )
 
 
 def count_done(
     state: State, number: int, measured: Measured, told: str, file: Path | None, total: int | None, progress: Tell
 ) -> None:
-    """Add a batch to the state, and write its file."""
-    state.add(number, measured, told)
-    if file is not None:
-        save(file, state.to_dict())
+    """Add a batch to the state, and write its file: all of it, or nothing, whenever a Ctrl-C comes."""
+    with uninterrupted():
+        state.add(number, measured, told)
+        if file is not None:
+            save(file, state.to_dict())
     progress(state.done, total or 0, WHAT)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A Ctrl-C waits until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 def _enough(state: State, stop_when: float | None) -> str | None:
@@ -325,8 +449,9 @@ def _enough(state: State, stop_when: float | None) -> str | None:
     widths = []
     for sums in state.measured.layers.values():
         if not sums.about.inner and sums.origins:
-            width = narrow(*horizon_of(sums), LEVEL, stop_when)
-            if width is None:
+            told, sure, horizon = horizon_of(sums)
+            width = narrow(told, horizon, LEVEL, stop_when)
+            if width is None or narrow(sure, horizon, LEVEL, stop_when) is None:
                 return None
             widths.append(width)
     if not widths:
