@@ -37,16 +37,16 @@ def error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.T
     return nn.functional.mse_loss(model["head"](model["rnn"](x)[0][-1]), y, reduction="sum")  # type: ignore[index]
 
 
-def sums_of(model: nn.Module, number: int, size: int, generator: torch.Generator) -> LayerSums:
+def sums_of(model: nn.Module, number: int, size: int, generator: torch.Generator, noise: float = NOISE) -> LayerSums:
     """The sums of a batch that is drawn anew."""
     x = torch.randn(STEPS, size, 2, generator=generator, dtype=torch.float64)
-    y = x[-1 - LAG, :, :1] + NOISE * torch.randn(size, 1, generator=generator, dtype=torch.float64)
+    y = x[-1 - LAG, :, :1] + noise * torch.randn(size, 1, generator=generator, dtype=torch.float64)
     return accumulate(StepReader(error)(model, number, (x, y)).traces[0], number, PLAIN, STEPS)
 
 
-def told(model: nn.Module, batches: int, size: int, generator: torch.Generator) -> LayerFlow:
+def told(model: nn.Module, batches: int, size: int, generator: torch.Generator, noise: float = NOISE) -> LayerFlow:
     """The flow of one data set."""
-    sums = reduce(merge, (sums_of(model, number, size, generator) for number in range(batches)))
+    sums = reduce(merge, (sums_of(model, number, size, generator, noise) for number in range(batches)))
     return flow_of({"rnn": sums}, PLAIN).layers["rnn"]
 
 

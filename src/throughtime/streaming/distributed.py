@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import reduce
 from itertools import chain
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -19,10 +18,21 @@ from throughtime.progress import Tell
 from throughtime.streaming.accumulate import border
 from throughtime.streaming.engines import Job
 from throughtime.streaming.statefile import digest
-from throughtime.streaming.stream import WHAT, Measured, Streaming, Task, count_done, same_again, state_of
+from throughtime.streaming.stream import (
+    WHAT,
+    Measured,
+    State,
+    Streaming,
+    Task,
+    count_done,
+    first_read,
+    same_again,
+    state_of,
+)
 from throughtime.training_step import untouched
 
 NOTHING = object()
+Made = TypeVar("Made")
 
 
 def through(
@@ -38,7 +48,8 @@ def through(
     the whole.
 
     Where the terms end is said by the first batch of process 0. The interval ends nothing early: processes may have different
-    numbers of batches, and each goes through all of its own. The file of `resume` ends on the process's rank.
+    numbers of batches, and each goes through all of its own. The file of `resume` ends on the process's rank. An error in one
+    process is raised in all of them.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise InputError(
@@ -48,30 +59,56 @@ def through(
         )
     rank, world = distributed.get_rank(), distributed.get_world_size()
     file = None if how.resume is None else Path(f"{how.resume}.{rank}")
-    with untouched(model):
-        state = state_of(model, task, file, rng, world)
+
+    def begin() -> tuple[Any, Iterable[Any]]:
+        """The first batch, and those after it; it says where the terms end, and is kept in mind for a run that goes on."""
         if file is not None:
             torch.set_rng_state(state.rng)
         source = iter(batches)
         first = next(source, NOTHING)
-        job = Job(rank, first, state.seed, state.told)
-        if rank == 0 and not state.told and first is not NOTHING:
-            state.told = {trace.name: border(trace, task.asked) for trace in task.read(model, job).traces}
-        state.told, state.seed = _from(0, (state.told, state.seed))
-        if not state.told:
+        if not state.told and first is not NOTHING and (rank == 0 or file is not None):
+            read = first_read(state, task, model, Job(rank, first, state.seed, {}), file)
+            state.told = {trace.name: border(trace, task.asked) for trace in read.traces} if rank == 0 else {}
+        if rank == 0 and not state.told:
             raise InputError("no batch in process 0", "at least one in each process", "check the sampler")
+        return first, source
+
+    def go_on() -> None:
         progress(state.done, total or 0, WHAT)
         for index, batch in enumerate(source if first is NOTHING else chain([first], source)):
-            number = index * world + rank
-            if number in state.digests:
-                same_again(state, number, batch, file)
+            job = Job(index * world + rank, batch, state.seed, state.told)
+            if job.number in state.digests:
+                same_again(state, task, model, job, file)
                 continue
-            job = replace(job, number=number, batch=batch, seed=state.seed, told=state.told)
             measured = task(model, job)[1]
-            count_done(state, number, measured, digest(batch) if file else "", file, total, progress)
+            count_done(state, job.number, measured, digest(batch) if file else "", file, total, progress)
+
+    with untouched(model):
+        state: State = _in_all(lambda: state_of(model, task, file, rng, world))
+        state.seed = _from(0, state.seed)
+        first, source = _in_all(begin)
+        state.told = _from(0, state.told)
+        _in_all(go_on)
     parts = [_from(each, (state.measured, state.done)) for each in range(world)]
     measured = reduce(add, [part for part, _ in parts if part is not None])
     return measured, Stream(sum(done for _, done in parts), f"all batches of {world} processes were read")
+
+
+def _in_all(work: Callable[[], Made]) -> Made:
+    """What each process makes. Where one fails all do: the others would wait for it until the job's time is up."""
+    made, failed = None, None
+    try:
+        made = work()
+    except Exception as error:
+        failed = error
+    words = None if failed is None else str(failed) or type(failed).__name__
+    told = [_from(each, words) for each in range(distributed.get_world_size())]
+    if failed is not None:
+        raise failed
+    for process, word in enumerate(told):
+        if word is not None:
+            raise InputError(f"an error in process {process} of the job ({word})", "none in any of them", "see there")
+    return made  # type: ignore[return-value]
 
 
 def _from(rank: int, value: Any) -> Any:

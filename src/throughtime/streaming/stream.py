@@ -6,7 +6,10 @@ whatever process and order it is worked on, and after a break.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from throughtime import __version__
 from throughtime.asked import Asked
+from throughtime.collect import CONTRACT, LOW_PRECISION
 from throughtime.errors import InputError
 from throughtime.flow import Missing, Stream
 from throughtime.progress import Tell, quiet
@@ -113,10 +118,10 @@ class Task:
     reader: Reader
     asked: Asked
 
-    def read(self, model: nn.Module, job: Job) -> Read:
-        """Forward and backward, with random numbers of the batch's own; the first has those that were found."""
+    def read(self, model: nn.Module, job: Job, seeded: bool = False) -> Read:
+        """Forward and backward, with random numbers of the batch's own; the first has those that were found, if not seeded."""
         with untouched(model):
-            if job.number:
+            if job.number or seeded:
                 torch.manual_seed((job.seed + job.number) % 2**63)
             return self.reader(model, job.number, job.batch)
 
@@ -136,7 +141,7 @@ class Task:
 @dataclass
 class State:
     """What a run knows, and its file keeps. of: see `_run`. rng: random state at the beginning, so that a loader shuffles
-    again as it did."""
+    again as it did. first: of the first batch, see `fingerprint`; empty where it differs from run to run."""
 
     asked: Asked
     of: dict[str, str]
@@ -145,13 +150,13 @@ class State:
     told: dict[str, tuple[int, bool]] = field(default_factory=dict)
     digests: dict[int, str] = field(default_factory=dict)
     measured: Measured | None = None
+    first: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
         return len(self.digests)
 
     def add(self, number: int, measured: Measured, told: str) -> None:
-        # One assignment each: a Ctrl-C between two lines must not count a batch whose sums are lost.
         self.measured = measured if self.measured is None else self.measured + measured
         self.digests[number] = told
 
@@ -166,12 +171,17 @@ class State:
             "told": kept,
             "digests": self.digests,
             "measured": measured,
+            "first": self.first,
         }
+
+
+KINDS = {"asked": dict, "of": dict, "seed": int, "rng": torch.Tensor, "told": dict, "digests": dict, "measured": dict}
+KINDS |= {"first": dict}
 
 
 def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor, processes: int = 1) -> State:
     """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
-    found, asked = None if file is None else load(file), task.asked
+    found, asked = None if file is None else load(file, KINDS), task.asked
     of = {} if file is None else _run(model, task.reader, processes)
     if found is None:
         return State(asked, of, int(digest(rng), 16) >> 2, rng)
@@ -188,7 +198,8 @@ def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor,
             f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
         )
     told = {name: (int(border[0]), bool(border[1])) for name, border in found["told"].items()}
-    return State(asked, of, found["seed"], found["rng"], told, found["digests"], Measured(**found["measured"]))
+    measured = Measured(**found["measured"])
+    return State(asked, of, found["seed"], found["rng"], told, found["digests"], measured, found["first"])
 
 
 def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
@@ -200,7 +211,38 @@ def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
         "kind of loss": type(reader).__name__,
         "choice of layers": repr(getattr(reader, "layers", None)),
         "number of processes": str(processes),  # by which batches are numbered
+        "number of directions to probe": str(getattr(reader, "batches", None)),
+        "version of throughtime": __version__,
     }
+
+
+def fingerprint(read: Read) -> dict[str, list[float]]:
+    """By layer, what its sums are made of, in numbers that two runs can compare: of input, states and entering gradient the
+    norm and four random projections, whose differences tell how far one is from another (Johnson & Lindenstrauss 1984); before
+    them, what rounding may make of it.
+    """
+    out = {}
+    for trace in read.traces:
+        found = [CONTRACT.get(trace.dtype, LOW_PRECISION)]
+        for value in (trace.x, trace.carries, trace.gradient):
+            flat = value.detach().double().cpu().flatten()
+            generator = torch.Generator().manual_seed(len(flat))
+            ways = (torch.randn(flat.shape, generator=generator, dtype=flat.dtype) for _ in range(4))
+            found += [float(flat.norm()), *(float(flat @ way) for way in ways)]
+        out[trace.name] = found
+    return out
+
+
+def like(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> bool:
+    """Whether two fingerprints are those of one and the same computation, to its rounding."""
+    if one.keys() != other.keys():
+        return False
+    for name, told in one.items():
+        a, b = (torch.tensor(each[1:], dtype=torch.float64).reshape(3, -1) for each in (told, other[name]))
+        apart = (a[:, 1:] - b[:, 1:]).square().mean(1).sqrt()
+        if not bool((apart <= told[0] * torch.maximum(a[:, 0], b[:, 0])).all()):
+            return False
+    return True
 
 
 def stream(
@@ -231,7 +273,7 @@ def stream(
         try:
             if stopped is not None:  # nothing is left to do, but of these data?
                 for batch in islice(iter(batches), 1 if 0 in state.digests else 0):
-                    same_again(state, 0, batch, file)
+                    same_again(state, task, model, Job(0, batch, state.seed, state.told), file)
                 batches = ()
             with ENGINES[how.engine](calls, how.workers) as run:
                 for jobs in _waves(batches, state, task, model, how, file, total, progress, stopped is not None):
@@ -274,12 +316,12 @@ def _waves(
     source, number, wave, counted = iter(batches), -1, [], max(state.digests, default=-1)
     progress(state.done, total or 0, WHAT)
     for number, batch in enumerate(source):
-        if number in state.digests:
-            same_again(state, number, batch, file)
-            continue
         job = Job(number, batch, state.seed, state.told)
+        if number in state.digests:
+            same_again(state, task, model, job, file)
+            continue
         if not state.told:
-            read = task.read(model, job)
+            read = first_read(state, task, model, job, file)
             state.told = {trace.name: border(trace, task.asked) for trace in read.traces}
             measured = task.added_up(read, replace(job, told=state.told))
             count_done(state, number, measured, digest(batch) if file else "", file, total, progress)
@@ -298,24 +340,57 @@ def _waves(
         yield wave
 
 
-def same_again(state: State, number: int, batch: Any, file: Path | None) -> None:
-    """Raise InputError where a batch that was counted is another one now."""
-    if digest(batch) != state.digests[number]:
+def first_read(state: State, task: Task, model: nn.Module, job: Job, file: Path | None) -> Read:
+    """The first batch, read; where there is a file, its fingerprint is kept for the runs to come, if it is one that returns."""
+    if file is not None:
+        told, again = (fingerprint(task.read(model, job, seeded=True)) for _ in range(2))
+        state.first = told if like(told, again) else {}
+    return task.read(model, job)
+
+
+def same_again(state: State, task: Task, model: nn.Module, job: Job, file: Path | None) -> None:
+    """Raise InputError where a batch that was counted is another one now, or the first gives another gradient."""
+    if digest(job.batch) != state.digests[job.number]:
         raise InputError(
-            f"batch {number} that differs from the one that {file} counts",
-            "the same batches in the same order",
-            "seed the loader's shuffling, or begin anew with another file",
+            f"batch {job.number} that differs from the one that {file} counts",
+            "the same batches, of the same size, in the same order",
+            "seed the loader's shuffling and what it draws, or begin anew with another file",
+        )
+    if job.number > min(state.digests) or not state.first:
+        return
+    if not like(state.first, fingerprint(task.read(model, job, seeded=True))):
+        raise InputError(
+            f"batch {job.number} that gives the layers other inputs, states or gradients than when {file} was begun",
+            "the same loss and the same forward pass, in the same precision",
+            "begin anew with another file: one for each loss",
         )
 
 
 def count_done(
     state: State, number: int, measured: Measured, told: str, file: Path | None, total: int | None, progress: Tell
 ) -> None:
-    """Add a batch to the state, and write its file."""
-    state.add(number, measured, told)
-    if file is not None:
-        save(file, state.to_dict())
+    """Add a batch to the state, and write its file: all of it, or nothing, whenever a Ctrl-C comes."""
+    with uninterrupted():
+        state.add(number, measured, told)
+        if file is not None:
+            save(file, state.to_dict())
     progress(state.done, total or 0, WHAT)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A Ctrl-C waits until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 def _enough(state: State, stop_when: float | None) -> str | None:
