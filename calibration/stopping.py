@@ -3,9 +3,9 @@
 A run is ended at the first look at which the gradient horizon's interval is narrow: chosen for being narrow, it may miss more
 often than one of a fixed number of batches. Two kinds of data sets:
 
-- terms: each batch's G(τ) is drawn about means that are known, so that the truth is a formula. `noise` of a batch, in parts of
-  the gradient; `heavy`: batches' noise differs in size, log-normally. `late`: what one late lag brings, in parts of the gradient:
-  near ε the truth is nearly a tie between two horizons far apart.
+- terms: each batch's G(τ) is drawn about means that are known, so that the truth is a formula. `noise`: of a batch, in parts of
+  the gradient; `heavy`: it differs in size from batch to batch, log-normally. `late`: what one late lag brings, in parts of the
+  gradient: near ε the truth is nearly a tie between two horizons far apart.
 - GRU: the network and data of `calibration.intervals`, with less noise, whose truth is that of a very large sample.
 
 Both read on to `MOST` batches where the interval never becomes narrow. Nominal: 95 %.
