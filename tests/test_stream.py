@@ -59,8 +59,14 @@ def error(model, batch):
     return nn.functional.mse_loss(model(batch[0]), batch[1], reduction="sum")
 
 
+def told(flow, name="rnn"):
+    """The layer, without the row that says why it has no intervals: of one batch there is none."""
+    layer = flow.layers[name]
+    return replace(layer, missing=tuple(each for each in layer.missing if each.field != "intervals"))
+
+
 def layer(*args, **options):
-    return tt.diagnose(*args, **{"stop_when": None} | options).flow.layers["rnn"]
+    return told(tt.diagnose(*args, **{"stop_when": None} | options).flow)
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------
@@ -147,16 +153,114 @@ def interrupting(at):
         yield batch
 
 
-def test_ctrl_c_keeps_what_was_done():
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_ctrl_c_keeps_what_was_done(done):
     model = net()
     before = state(model)
-    flow = tt.diagnose(model, interrupting(5), error).flow
+    flow = tt.diagnose(model, interrupting(done), error).flow
     assert flow.stream.partial
-    assert flow.stream.stopped == "interrupted after 5 batches"
-    same(flow.layers["rnn"], layer(net(), data(9)[:5], error))
+    assert flow.stream.batches == done
+    assert flow.stream.stopped == f"interrupted after {done} batch{'es' * (done > 1)}"
+    same(told(flow), layer(net(), data(9)[:done], error))
     assert alike(before["parameters"], state(model)["parameters"])
+
+
+def test_ctrl_c_before_the_first_batch_is_a_ctrl_c():
+    model = net()
+    before = state(model)
     with pytest.raises(KeyboardInterrupt):
         tt.diagnose(model, interrupting(0), error)
+    assert alike(before, state(model))
+
+
+class Impatient:
+    """A loss that is interrupted while it works on the batch of this number, the first being 0."""
+
+    def __init__(self, at):
+        self.at, self.count = at, -1
+
+    def __call__(self, model, batch):
+        self.count += 1
+        if self.count == self.at:
+            raise KeyboardInterrupt
+        return error(model, batch)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("resume", [False, True])
+def test_ctrl_c_while_a_batch_is_worked_on_keeps_those_before_it(at, resume, tmp_path):
+    more = {"resume": tmp_path / "state.pt"} if resume else {}
+    at += 2 if resume else 0  # the first batch is worked on three times
+    flow = tt.diagnose(net(), data(9), Impatient(at), **more).flow
+    done = at - (2 if resume else 0)
+    assert flow.stream.batches == done
+    same(told(flow), layer(net(), data(9)[:done], error))
+    if resume:
+        same(layer(net(), data(9), error, **more), layer(net(), data(9), error), rtol=0)
+
+
+def test_ctrl_c_while_the_first_batch_is_worked_on_is_a_ctrl_c(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tt.diagnose(net(), data(9), Impatient(0))
+    for at in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            tt.diagnose(net(), data(9), Impatient(at), resume=tmp_path / "state.pt")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_ctrl_c_waits_until_a_batch_is_counted(tmp_path, monkeypatch):
+    """It comes while the file is written: the file and the report tell of the same batches."""
+    save, saved = module.save, []
+
+    def interrupted(path, kept):
+        saved.append(1)
+        if len(saved) == 3:
+            signal.raise_signal(signal.SIGINT)
+        save(path, kept)
+
+    monkeypatch.setattr(module, "save", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    flow = tt.diagnose(net(), data(9), error, resume=tmp_path / "state.pt").flow
+    assert flow.stream.stopped == "interrupted after 3 batches"
+    assert len(module.load(tmp_path / "state.pt", module.KINDS)["digests"]) == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+class InSeries(nn.Module):
+    """Two modules, the first of two layers that read in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.above, self.head = nn.GRU(2, 3, 2, bidirectional=True), nn.GRU(6, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.above(self.below(x)[0])[0][-1])
+
+
+def test_ctrl_c_keeps_batches_that_are_worked_on_together():
+    """Read, and while they are worked on: the total lag through several modules is that of those that were done."""
+    torch.manual_seed(0)
+    model = InSeries().double()
+    wanted = tt.diagnose(model, data(3), error).flow
+    for given, loss in ((interrupting(3), error), (data(6), Impatient(3))):
+        flow = tt.diagnose(model, given, loss).flow
+        assert (flow.stream.batches, flow.stream.partial) == (3, True)
+        assert flow.layers.keys() == wanted.layers.keys()
+        for name, each in wanted.layers.items():
+            got = flow.layers[name]
+            assert "intervals" in {row.field for row in got.missing}
+            same(replace(got, missing=each.missing), each)
+    with pytest.raises(KeyboardInterrupt):
+        tt.diagnose(model, data(6), Impatient(0))
+
+
+@pytest.mark.parametrize(("count", "words"), [(7, "need 8: 7 here"), (8, None)])
+def test_where_there_are_no_intervals_a_row_says_so(count, words):
+    report = tt.diagnose(net().eval(), data(count), error, stop_when=None)
+    [layer] = report.to_dict()["layers"]
+    rows = {row["field"]: row["reason"] for row in layer["missing"]}
+    assert ("intervals" in layer) == (words is None) == ("intervals" not in rows)
+    assert words is None or words in rows["intervals"]
 
 
 # --- going on -------------------------------------------------------------------------------------------------------
@@ -457,6 +561,18 @@ def test_a_total_through_both_directions_is_told_or_missing(count, resume, tmp_p
         assert "through both directions" in told["layers.rnn"]
 
 
+def test_every_total_that_is_not_told_of_many_batches_has_a_row():
+    torch.manual_seed(0)
+    model = InSeries().double()
+    few, many = (tt.diagnose(model, data(count, steps=5), error, stop_when=None).flow for count in (8, 9))
+    lacking = {name.removesuffix("_reverse") for name in few.layers.keys() - many.layers.keys()}
+    told = {each.field.removeprefix("layers."): each.reason for each in many.missing}
+    assert lacking == {"series", "below"} == told.keys()
+    assert "up to 8 batches" in told["series"]
+    assert "both directions is told of up to 8 batches" in told["below"]
+    assert not few.missing
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"engine": "spark"}, "engine='spark'"), ({"stop_when": 0.0}, "stop_when=0"), ({"workers": 0}, "workers=0")],
@@ -511,7 +627,7 @@ def test_what_comes_round_outside_is_added_up():
     torch.manual_seed(0)
     model, batches = Fed().double(), [x for x, _ in data(3)]
     got, wanted = (
-        tt.diagnose(model, given, lambda model, batch: model(batch)).flow.layers["cell"]
+        told(tt.diagnose(model, given, lambda model, batch: model(batch)).flow, "cell")
         for given in (iter(batches), torch.cat(batches, dim=1))
     )
     assert abs(wanted.external) > 1e-3
@@ -527,7 +643,7 @@ def test_bidirectional_batches_are_judged_by_their_own_input():
     got = tt.diagnose(model, iter(batches), loss, total=False).flow
     wanted = tt.diagnose(model, torch.cat(batches, dim=1), loss, total=False).flow
     for name, each in wanted.layers.items():
-        same(got.layers[name], each)
+        same(told(got, name), each)
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from throughtime.progress import Tell, quiet
 from throughtime.recording.passages import SERIES
 from throughtime.recording.recorder import Record, record
 from throughtime.streaming.accumulate import flow_of
-from throughtime.streaming.stream import Read, Reader, Streaming, Task, stream
+from throughtime.streaming.intervals import LEAST
+from throughtime.streaming.stream import Read, Reader, Streaming, Task, interrupted, stream
 from throughtime.streaming.sums import LayerSums
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
@@ -65,13 +66,11 @@ def flow_by(
         rng = torch.get_rng_state()
         source = iter(batches)
         if how.engine == "serial" and how.resume is None:
-            head = list(islice(source, 2))
-            if len(head) == 2 and whole and isinstance(reader, StepReader) and _in_series(model, reader.layers):
-                head += islice(source, SEVERAL - 1)
-                if len(head) <= SEVERAL:
-                    return _together(reader, model, head, progress, **options)
-            if len(head) == 1:
-                return _together(reader, model, head, progress, **options)
+            in_series = whole and isinstance(reader, StepReader) and _in_series(model, reader.layers)
+            most = SEVERAL if in_series else 1
+            head, broken = _head(source, most + 1)
+            if broken or len(head) <= most:
+                return _together(reader, model, head, progress, broken, **options)
             source = chain(head, source)
         # Every K comes with the terms; what is not of the sums is no reason against going on with them.
         task = Task(reader, replace(asked, bias="all", strict=True, total=None))
@@ -79,12 +78,38 @@ def flow_by(
     flow = flow_of(measured.layers, replace(task.asked, strict=asked.strict))
     flow = _with(flow, measured.names, measured.reached, measured.notes)
     together = f"is told of up to {SEVERAL} batches worked on together, in this process and without resume"
-    both = [name for name in measured.reached if _both_ways(measured.layers, name)]
-    wholes = {SERIES: "several modules"} if len(measured.reached) > 1 else dict.fromkeys(both, "both directions")
+    wholes = {name: "both directions" for name in measured.reached if _both_ways(measured.layers, name)}
+    if len(measured.reached) > 1:
+        wholes = {SERIES: "several modules"} | wholes
     for name, through in wholes.items() if whole else ():
         why = f"the total lag through {through} {together}: these were added up layer by layer"
         flow = replace(flow, missing=(*flow.missing, Missing(f"layers.{name}", why)))
-    return replace(flow, stream=Stream(end.batches, end.stopped, end.partial))
+    return replace(_without_intervals(flow), stream=Stream(end.batches, end.stopped, end.partial))
+
+
+def _head(source: Iterator[Any], most: int) -> tuple[list[Any], bool]:
+    """The first batches, at most so many; and whether a Ctrl-C ended them after the first."""
+    head = []
+    try:
+        for batch in islice(source, most):
+            head.append(batch)
+    except KeyboardInterrupt:
+        if not head:
+            raise
+        return head, True
+    return head, False
+
+
+def _without_intervals(flow: Flow) -> Flow:
+    """Of layers that have no intervals over batches, the reason."""
+    layers = {}
+    for name, layer in flow.layers.items():
+        if layer.intervals is None:
+            few = f"they are over batches, of which they need {LEAST}: {layer.batches} here"
+            why = few if layer.batches < LEAST else "too few of these batches are neighbours: the run was broken off"
+            layer = replace(layer, missing=(*layer.missing, Missing("intervals", why)))
+        layers[name] = layer
+    return replace(flow, layers=layers)
 
 
 def _both_ways(layers: Mapping[str, LayerSums], module: str) -> bool:
@@ -99,13 +124,21 @@ def _in_series(model: nn.Module, layers: list[str] | None) -> bool:
     return len(found) > 1 or any(getattr(layer, "bidirectional", False) for layer in found)
 
 
-def _together(reader: Reader, model: nn.Module, batches: list[Any], progress: Tell, **options: Unpack[Options]) -> Flow:
-    """Of few batches, joined into one; of a probe only a single one."""
-    reads = []
-    for number, batch in enumerate(batches):
-        progress(number, len(batches), "forward and backward")
-        # Still untouched: what lies between modules may hold buffers that are put back at the end.
-        reads.append(reader(model, number, batch, whole=options.get("total") is not False))
+def _together(
+    reader: Reader, model: nn.Module, batches: list[Any], progress: Tell, broken: bool, **options: Unpack[Options]
+) -> Flow:
+    """Of few batches, joined into one; of a probe only a single one. broken: whether a Ctrl-C left out some already; another
+    one ends it with the batches that were worked on."""
+    reads: list[Read] = []
+    try:
+        for number, batch in enumerate(batches):
+            progress(number, len(batches), "forward and backward")
+            # Still untouched: what lies between modules may hold buffers that are put back at the end.
+            reads.append(reader(model, number, batch, whole=options.get("total") is not False))
+    except KeyboardInterrupt:
+        if not reads:
+            raise
+        broken = True
     by_name: dict[str, list[Trace]] = {}
     for trace in (trace for read in reads for trace in read.traces):
         by_name.setdefault(trace.name, []).append(trace)
@@ -129,7 +162,10 @@ def _together(reader: Reader, model: nn.Module, batches: list[Any], progress: Te
     flow = replace(flow, layers={**{name: told.get(name, layer) for name, layer in flow.layers.items()}})
     noted = {**read.notes, **{layer.name: notes.get(layer.module, {}) for layer in wholes}}
     flow = _with(flow, read.names, read.reached, noted)
-    return replace(flow, missing=(*flow.missing, *read.apart))
+    flow = replace(flow, missing=(*flow.missing, *read.apart))
+    if not broken:
+        return flow
+    return replace(_without_intervals(flow), stream=Stream(len(reads), interrupted(len(reads)), partial=True))
 
 
 def _with(flow: Flow, names: list[str], reached: list[str], notes: Any) -> Flow:

@@ -288,11 +288,16 @@ def stream(
         except KeyboardInterrupt:
             if state.measured is None:
                 raise
-            stopped, partial = f"interrupted after {state.done} batches", True
+            stopped, partial = interrupted(state.done), True
     if state.measured is None:
         raise InputError("no batch: the loader is empty", "at least one", "check the data set and drop_last")
     assert stopped is not None
     return state.measured, Stream(state.done, stopped, partial)
+
+
+def interrupted(batches: int) -> str:
+    """Why a run ended that a Ctrl-C did."""
+    return f"interrupted after {batches} batch{'es' * (batches > 1)}"
 
 
 def _waves(
