@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 
 import jsonschema
@@ -22,9 +26,12 @@ from test_diagnose import same as alike
 from test_diagnose import state
 from throughtime import cli
 from throughtime.errors import InputError
+from throughtime.explain import explain
 from throughtime.report.json import schema
 from throughtime.streaming import stream as module
-from throughtime.streaming.statefile import digest
+from throughtime.streaming.statefile import FORMAT, digest
+from throughtime.streaming.sums import plain
+from throughtime.trace import joined
 
 
 class Net(nn.Module):
@@ -222,7 +229,7 @@ def test_a_ctrl_c_waits_until_a_batch_is_counted(tmp_path, monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
     flow = tt.diagnose(net(), data(9), error, resume=tmp_path / "state.pt").flow
     assert flow.stream.stopped == "interrupted after 3 batches"
-    assert len(module.load(tmp_path / "state.pt", module.KINDS)["digests"]) == 3
+    assert len(lasting(tmp_path / "state.pt")["digests"]) == 3
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -241,9 +248,9 @@ def test_ctrl_c_keeps_batches_that_are_worked_on_together():
     """Read, and while they are worked on: the total lag through several modules is that of those that were done."""
     torch.manual_seed(0)
     model = InSeries().double()
-    wanted = tt.diagnose(model, data(3), error).flow
+    wanted = tt.diagnose(model, data(3), error, demand=False).flow
     for given, loss in ((interrupting(3), error), (data(6), Impatient(3))):
-        flow = tt.diagnose(model, given, loss).flow
+        flow = tt.diagnose(model, given, loss, demand=False).flow
         assert (flow.stream.batches, flow.stream.partial) == (3, True)
         assert flow.layers.keys() == wanted.layers.keys()
         for name, each in wanted.layers.items():
@@ -339,7 +346,7 @@ def test_a_killed_run_loses_at_most_one_batch(tmp_path):
         rest = [int(line) for line in process.stdout]
     begun = max([6, *rest])
     (tmp_path / ".state.pt.part").write_bytes(b"half of it")  # where the kill came while it wrote
-    kept = module.load(file, module.KINDS)["digests"]
+    kept = lasting(file)["digests"]
     assert list(kept) == list(range(len(kept)))
     assert len(kept) >= begun - 1  # one is being read, one was being worked on
     worked = []
@@ -400,7 +407,7 @@ def changed_head(file):
 
 def damaged(file):
     kept = torch.load(file, weights_only=True)
-    kept["state"]["measured"]["layers"]["rnn"]["sums"]["given"][0] += 1
+    kept["state"]["layers"]["rnn"]["sums"]["given"][0] += 1
     torch.save(kept, file)
     layer(net(), data(3), error, resume=file)
 
@@ -466,6 +473,208 @@ def test_states_that_do_not_fit(tmp_path, use, words):
     layer(net(), data(3), error, resume=file)
     with pytest.raises(InputError, match=words):
         use(file)
+
+
+# --- files that were not written by us, and disks that take none --------------------------------------------------------
+
+
+def lasting(file):
+    """What a file holds, that is known to be whole."""
+    return module.load(file, module.KINDS, module.check_kept)
+
+
+def test_no_bit_of_a_file_matters_unnoticed(tmp_path):
+    """Cut, changed and grown at many places: refused, or the very same numbers."""
+    file = tmp_path / "state.pt"
+    layer(net(), data(2, steps=4), error, resume=file)
+    whole, wanted = file.read_bytes(), digest(plain(lasting(file)))
+    places = np.random.default_rng(0).integers(len(whole), size=60).tolist()
+    for number, place in enumerate(places):
+        changed = bytearray(whole)
+        if number % 3 == 0:
+            del changed[place:]
+        elif number % 3 == 1:
+            changed[place] ^= 1 << number % 8
+        else:
+            changed[place : place + 50] = bytes(min(50, len(whole) - place))
+        file.write_bytes(changed)
+        with suppress(InputError):
+            assert digest(plain(lasting(file))) == wanted
+            assert number % 3  # a part of a file is no file
+
+
+def told_as(value):
+    return {"format": FORMAT, "state": value, "digest": digest(value)}
+
+
+def of_itself():
+    lists = []
+    lists.append(lists)
+    return {"format": FORMAT, "state": lists, "digest": "0"}
+
+
+def many_times():
+    lists = ["a"] * 10
+    for _ in range(12):
+        lists = [lists] * 10
+    return {"format": FORMAT, "state": lists, "digest": "0"}
+
+
+class Runs:
+    """Makes a folder when it is unpickled by anything that runs code."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: {"format": FORMAT, "state": torch.zeros(1).expand(10**12), "digest": "0"},
+        lambda folder: {"format": FORMAT, "state": torch.eye(3).to_sparse(), "digest": "0"},
+        lambda folder: of_itself(),
+        lambda folder: many_times(),
+        lambda folder: {"format": FORMAT, "state": Runs(folder), "digest": "0"},
+        lambda folder: Runs(folder),
+        lambda folder: net().state_dict(),
+        lambda folder: net(),
+        lambda folder: [1, 2],
+        lambda folder: told_as({"kind": "os"}),
+        lambda folder: told_as({"kind": "Row"}),
+        lambda folder: told_as({name: {} for name in module.KINDS}),
+    ],
+)
+def test_files_of_strangers(tmp_path, monkeypatch, make):
+    monkeypatch.setattr("throughtime.streaming.statefile.NODES", 10**5)
+    file, folder = tmp_path / "state.pt", tmp_path / "ran"
+    torch.save(make(str(folder)), file)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(3), error, resume=file)
+    assert not folder.exists()
+
+
+def test_packed_files_are_refused(tmp_path):
+    file = tmp_path / "state.pt"
+    layer(net(), data(2), error, resume=file)
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(2), error, resume=file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept.update(rng=torch.zeros(3)),
+        lambda kept: kept.update(rng=kept["rng"][:-1]),
+        lambda kept: kept.update(digests={}),
+        lambda kept: kept.update(digests={"a": "b"}),
+        lambda kept: kept["digests"].update({7: "b"}),
+        lambda kept: kept.update(told={"rnn": ["a", "b"]}),
+        lambda kept: kept.update(told={"rnn": [3]}),
+        lambda kept: kept.update(layers={}),
+        lambda kept: kept.update(layers=[]),
+        lambda kept: kept.update(first={"rnn": [1.0]}),
+        lambda kept: kept["layers"]["rnn"].update(about=None),
+        lambda kept: kept["layers"]["rnn"].update(steps=10**9),
+        lambda kept: kept["layers"]["rnn"].update(origins=["a"]),
+        lambda kept: kept["layers"]["rnn"].update(more=1),
+    ],
+)
+def test_a_true_digest_over_wrong_parts(tmp_path, change):
+    file = tmp_path / "state.pt"
+    layer(net(), data(2), error, resume=file)
+    kept = torch.load(file, weights_only=True)
+    change(kept["state"])
+    torch.save(told_as(kept["state"]), file)
+    with pytest.raises(InputError, match="no state of a run"):
+        layer(net(), data(3), error, resume=file)
+
+
+@pytest.mark.parametrize("room", [10, 1000, 40_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, room):
+    """No file may grow beyond so many bytes, as where the disk is full."""
+    file = tmp_path / "state.pt"
+    layer(net(), data(3), error, resume=file)
+    assert file.stat().st_size > room
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(InputError, match=r"cannot be written \(File too large\)"):
+            layer(net(), data(5), error, resume=file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert os.listdir(tmp_path) == ["state.pt"]
+    assert len(lasting(file)["digests"]) == 3
+    same(layer(net(), data(5), error, resume=file), layer(net(), data(5), error), rtol=0)
+
+
+@pytest.mark.parametrize("path", ["/sys/kernel/state.pt", "/dev/null", "."])
+def test_paths_that_hold_no_file(path):
+    with pytest.raises(InputError, match=r"cannot be written|no state of a run"):
+        layer(net(), data(2), error, resume=path)
+
+
+def test_behind_a_link_stands_the_file(tmp_path):
+    file, link = tmp_path / "there" / "state.pt", tmp_path / "here.pt"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    for count in (2, 4):
+        layer(net(), data(count), error, resume=link)
+        assert link.is_symlink()
+        assert len(lasting(file)["digests"]) == count
+
+
+# --- batches of every kind ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "error_type", "words"),
+    [
+        (lambda x, y: (x[:, :0], y[:0]), InputError, "an empty batch .*, in batch 3"),
+        (lambda x, y: (x * torch.nan, y), InputError, "nan in the input of layer 'rnn'.*, in batch 3"),
+        (lambda x, y: (x, y * torch.inf), InputError, "nan in the gradient.*, in batch 3"),
+        (lambda x, y: (x[..., :1], y), RuntimeError, "This was batch 3"),
+        (lambda x, y: None, TypeError, "This was batch 3"),
+    ],
+    ids=["empty", "nan", "inf", "width", "none"],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_batch_that_will_not_do_is_named(tmp_path, batch, error_type, words, resume):
+    file = tmp_path / "state.pt"
+    batches = [*data(3), batch(*data(1)[0]), *data(2)]
+    with pytest.raises(error_type) as found:
+        layer(net(), batches, error, **({"resume": file} if resume else {}))
+    assert re.search(words, " ".join([str(found.value), *getattr(found.value, "__notes__", [])]))
+    if resume:  # and those before it are kept
+        assert list(lasting(file)["digests"]) == [0, 1, 2]
+
+
+def test_batches_of_any_size_and_length(tmp_path):
+    """Of one sequence, of other lengths, through a generator of unknown length, broken off and gone on: the joined batches."""
+    batches = [*data(2, size=1), *data(2, steps=5), *data(2, steps=20, size=2), *data(3, size=1, steps=4)]
+    got = layer(net().eval(), (batch for batch in batches), error)
+    wanted = explain([joined([traced(batch) for batch in batches])], tolerance=0).layers["rnn"]
+    same(replace(got, missing=()), replace(wanted, missing=()))
+    file = tmp_path / "state.pt"
+    for limit in (1, 5, None):
+        again = layer(net().eval(), (batch for batch in batches), error, resume=file, limit=limit)
+    same(again, got, rtol=0)
+
+
+def traced(batch):
+    """One batch, recorded by the user's own step."""
+    model = net().eval()
+    with tt.record(model) as record:
+        error(model, batch).backward()
+    return record.traces()[0]
 
 
 def test_a_loss_that_is_drawn_anew_is_not_compared(tmp_path):
@@ -563,8 +772,8 @@ def test_a_total_through_both_directions_is_told_or_missing(count, resume, tmp_p
 
 def test_every_total_that_is_not_told_of_many_batches_has_a_row():
     torch.manual_seed(0)
-    model = InSeries().double()
-    few, many = (tt.diagnose(model, data(count, steps=5), error, stop_when=None).flow for count in (8, 9))
+    model, options = InSeries().double(), {"stop_when": None, "demand": False}
+    few, many = (tt.diagnose(model, data(count, steps=4, size=2), error, **options).flow for count in (8, 9))
     lacking = {name.removesuffix("_reverse") for name in few.layers.keys() - many.layers.keys()}
     told = {each.field.removeprefix("layers."): each.reason for each in many.missing}
     assert lacking == {"series", "below"} == told.keys()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import InputError
-from throughtime.streaming.sums import from_plain, plain
+from throughtime.streaming.sums import fits, from_plain, plain
 
 FORMAT = "throughtime-state/3"
 NODES = 10**7  # numbers, strings and tensors that are read of a file
@@ -36,10 +36,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError where the disk is full
-        why = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        # Where the disk is full torch's own writer complains once more, of a position that it does not know.
+        told = error.__context__ if isinstance(error.__context__, OSError) else error
         raise InputError(
-            f"resume={str(path)!r}, which cannot be written ({why})",
+            f"resume={str(path)!r}, which cannot be written ({getattr(told, 'strerror', None) or told})",
             "room for the file, twice while it is replaced, in a folder that may be written to",
             "make room, or give another path, and call again: what the file held before it holds still",
         ) from error
@@ -48,10 +49,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             part.unlink(missing_ok=True)
 
 
-def load(path: Path, kinds: Mapping[str, type]) -> dict[str, Any] | None:
+def load(path: Path, kinds: Mapping[str, Any], check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
     """The state in a file; None where there is no file. No code in it can run, and a damaged file is refused.
 
-    kinds: of its parts, by name.
+    kinds: of its parts, by name. check: raises, whatever it likes, where they do not fit together.
     """
     if not path.exists():
         return None
@@ -66,12 +67,14 @@ def load(path: Path, kinds: Mapping[str, type]) -> dict[str, Any] | None:
         _check_stored(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
         _check_plain(found, path.stat().st_size)
-        whole = isinstance(found, dict) and found.get("format") == FORMAT and digest(found["state"]) == found["digest"]
-        state = from_plain(found["state"]) if whole else None
+        if found["format"] != FORMAT or digest(found["state"]) != found["digest"]:
+            raise wrong
+        state = from_plain(found["state"])
+        if not all(fits(state[name], kind) for name, kind in kinds.items()):
+            raise wrong
+        check(state)
     except Exception as error:  # whatever a file that nobody has checked can do to a reader
         raise wrong from error
-    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
-        raise wrong
     return state
 
 

@@ -123,7 +123,8 @@ class Task:
         with untouched(model):
             if job.number or seeded:
                 torch.manual_seed((job.seed + job.number) % 2**63)
-            return self.reader(model, job.number, job.batch)
+            with _in_batch(job.number):
+                return self.reader(model, job.number, job.batch)
 
     def __call__(self, model: nn.Module, job: Job) -> tuple[int, Measured]:
         return job.number, self.added_up(self.read(model, job), job)
@@ -131,11 +132,24 @@ class Task:
     def added_up(self, read: Read, job: Job) -> Measured:
         """The sums of the traces of a batch."""
         layers = {}
-        for trace in read.traces:
-            told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
-            copies = read.copies.get(trace.name, 1)
-            layers[trace.name] = accumulate(trace, job.number, self.asked, told, by_hand, copies)
+        with _in_batch(job.number):
+            for trace in read.traces:
+                told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
+                copies = read.copies.get(trace.name, 1)
+                layers[trace.name] = accumulate(trace, job.number, self.asked, told, by_hand, copies)
         return Measured(layers, read.names, read.reached, dict(read.notes))
+
+
+@contextmanager
+def _in_batch(number: int) -> Iterator[None]:
+    """Errors say which batch it was."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error.got}, in batch {number}", error.expected, error.do) from error
+    except Exception as error:
+        error.add_note(f"This was batch {number}, the first being 0.")
+        raise
 
 
 @dataclass
@@ -162,7 +176,7 @@ class State:
 
     def to_dict(self) -> dict[str, Any]:
         kept = {name: list(value) for name, value in self.told.items()}
-        measured = {f: getattr(self.measured, f) for f in ("layers", "names", "reached", "notes")}
+        assert self.measured is not None
         return {
             "asked": asdict(self.asked),
             "of": self.of,
@@ -170,18 +184,45 @@ class State:
             "rng": self.rng,
             "told": kept,
             "digests": self.digests,
-            "measured": measured,
             "first": self.first,
+            **{name: getattr(self.measured, name) for name in MEASURED},
         }
 
 
-KINDS = {"asked": dict, "of": dict, "seed": int, "rng": torch.Tensor, "told": dict, "digests": dict, "measured": dict}
-KINDS |= {"first": dict}
+MEASURED: dict[str, Any] = {
+    "layers": dict[str, LayerSums],
+    "names": list[str],
+    "reached": list[str],
+    "notes": dict[str, dict[str, str]],
+}
+KINDS: dict[str, Any] = MEASURED | {
+    "asked": dict[str, Any],
+    "of": dict[str, str],
+    "seed": int,
+    "rng": torch.Tensor,
+    "told": dict[str, list[int | bool]],
+    "digests": dict[int, str],
+    "first": dict[str, list[float]],
+}
+"""Of what a file keeps, by name."""
+
+
+def check_kept(kept: dict[str, Any]) -> None:
+    """Raise ValueError where the parts of a file do not fit together, RuntimeError and TypeError where numbers are none."""
+    torch.Generator().set_state(kept["rng"])
+    layers: dict[str, LayerSums] = kept["layers"]
+    batches = {number for sums in layers.values() for number in sums.batches}
+    if not batches or batches != kept["digests"].keys():
+        raise ValueError("other batches are counted than added up")
+    if any(len(each) != 2 for each in kept["told"].values()) or any(len(each) != 16 for each in kept["first"].values()):
+        raise ValueError("lists of another length")
+    if any(sums.steps != sums.tensor("entering.squares").shape[-1] for sums in layers.values()):
+        raise ValueError("another number of steps")
 
 
 def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor, processes: int = 1) -> State:
     """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
-    found, asked = None if file is None else load(file, KINDS), task.asked
+    found, asked = None if file is None else load(file, KINDS, check_kept), task.asked
     of = {} if file is None else _run(model, task.reader, processes)
     if found is None:
         return State(asked, of, int(digest(rng), 16) >> 2, rng)
@@ -198,7 +239,7 @@ def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor,
             f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
         )
     told = {name: (int(border[0]), bool(border[1])) for name, border in found["told"].items()}
-    measured = Measured(**found["measured"])
+    measured = Measured(**{name: found[name] for name in MEASURED})
     return State(asked, of, found["seed"], found["rng"], told, found["digests"], measured, found["first"])
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -354,7 +355,7 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What `plain` was given; only the kinds of this module can come out."""
+    """What `plain` was given; only the kinds of this module can come out. Raises ValueError where a part is of a wrong type."""
     if isinstance(value, list):
         return [from_plain(each) for each in value]
     if not isinstance(value, dict):
@@ -363,4 +364,26 @@ def from_plain(value: Any) -> Any:
         return {name: from_plain(each) for name, each in value.items()}
     if value[KIND] == ARRAY:
         return value[ARRAY].numpy()
-    return KINDS[value[KIND]](**{name: from_plain(each) for name, each in value.items() if name != KIND})
+    kind = KINDS[value[KIND]]
+    parts = {name: from_plain(each) for name, each in value.items() if name != KIND}
+    hints = get_type_hints(kind.__init__)
+    for name, part in parts.items():
+        if not fits(part, hints[name]):
+            raise ValueError(f"{kind.__name__}.{name} of type {type(part).__name__}")
+    return kind(**parts)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field's annotation says; a tuple comes back as a list."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in inside)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(fits(each, inside[0]) for each in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(k, inside[0]) and fits(v, inside[1]) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
