@@ -121,18 +121,70 @@ def test_two_processes_of_a_job_tell_the_whole(tmp_path):
         same(torch.load(f"{out}.{rank}", weights_only=False), wanted, rtol=ROUNDING)
 
 
-class Deadly:
-    """A loss that kills the process that works on the batch numbered 5, the first time."""
+FAILING = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from torch import distributed
+    from test_stream import data, error, layer, net
 
-    def __init__(self, once):
-        self.once, self.parent = str(once), os.getpid()
+    rank, how, died = int(sys.argv[1]), sys.argv[2], {died!r}
+    torch.set_num_threads(1)
+
+    def failing(model, batch):
+        if rank == 1 and torch.equal(batch[0], data(7)[3][0]) and not os.path.exists(died):
+            open(died, "w").close()
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return error(model, batch) * torch.nan
+        return error(model, batch)
+
+    distributed.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
+    torch.save(layer(net(), iter(data(7)[rank::2]), failing, engine="distributed", resume={state!r}), {out!r} + str(rank))
+"""
+
+
+def both_of(script, *arguments):
+    """Two processes of a job, and what they wrote of errors."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, str(rank), *arguments], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=60)[1] for process in started]
+    return [process.returncode for process in started], told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["error", "kill"])
+def test_where_one_process_fails_none_waits_and_all_go_on(tmp_path, how):
+    """A batch that is no number, or kill -9, in process 1: then process 0 ends too, and the next job tells the whole."""
+    out, died, state = (str(tmp_path / name) for name in ("told", "died", "state.pt"))
+    tests = os.path.dirname(__file__)
+    script = textwrap.dedent(FAILING.format(tests=tests, died=died, state=state, out=out))
+    codes, told = both_of(script, how, str(tmp_path / "first"))
+    assert 0 not in codes
+    if how == "error":
+        assert "an error in process 1 of the job (got nan in the gradient" in told[0]
+        assert "in batch 3" in told[1]
+    else:
+        assert codes[1] == -signal.SIGKILL
+    assert both_of(script, how, str(tmp_path / "second"))[0] == [0, 0]
+    wanted = layer(net(), data(7), error)
+    for rank in range(2):
+        same(torch.load(f"{out}{rank}", weights_only=False), wanted, rtol=ROUNDING)
+
+
+class Deadly:
+    """A loss that kills the process that works on the batch numbered 5, the first times."""
+
+    def __init__(self, folder, times):
+        self.folder, self.times, self.parent = str(folder), times, os.getpid()
 
     def __call__(self, model, batch):
         x, y, number = batch
-        if number == 5 and os.getpid() != self.parent and not os.path.exists(self.once):
-            with open(self.once, "w") as file:
-                file.write(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 5 and os.getpid() != self.parent and len(os.listdir(self.folder)) < self.times:
+            with open(os.path.join(self.folder, str(os.getpid())), "w"):
+                os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.02)
         return error(model, (x, y))
 
@@ -152,9 +204,9 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_ray_tells_the_same_and_a_killed_worker_loses_nothing(cluster, tmp_path):
+@pytest.mark.parametrize("times", [1, 3])
+def test_ray_tells_the_same_and_a_killed_worker_loses_nothing(cluster, tmp_path, times):
     numbered = [(x, y, number) for number, (x, y) in enumerate(data(9))]
-    loss = Deadly(tmp_path / "once")
-    got = layer(net(), numbered, loss, engine="ray", workers=2)
-    assert (tmp_path / "once").exists()
+    got = layer(net(), numbered, Deadly(tmp_path, times), engine="ray", workers=2)
+    assert len(os.listdir(tmp_path)) == times
     same(got, layer(net(), data(9), error), rtol=ROUNDING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Unpack
@@ -19,7 +20,7 @@ from throughtime.recording.passages import SERIES
 from throughtime.recording.recorder import Record, record
 from throughtime.streaming.accumulate import flow_of
 from throughtime.streaming.intervals import LEAST
-from throughtime.streaming.stream import Read, Reader, Streaming, Task, interrupted, stream
+from throughtime.streaming.stream import Read, Reader, Streaming, Task, in_batch, interrupted, stream
 from throughtime.streaming.sums import LayerSums
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
@@ -134,7 +135,8 @@ def _together(
         for number, batch in enumerate(batches):
             progress(number, len(batches), "forward and backward")
             # Still untouched: what lies between modules may hold buffers that are put back at the end.
-            reads.append(reader(model, number, batch, whole=options.get("total") is not False))
+            with in_batch(number) if len(batches) > 1 else nullcontext():
+                reads.append(reader(model, number, batch, whole=options.get("total") is not False))
     except KeyboardInterrupt:
         if not reads:
             raise

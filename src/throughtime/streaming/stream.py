@@ -123,7 +123,7 @@ class Task:
         with untouched(model):
             if job.number or seeded:
                 torch.manual_seed((job.seed + job.number) % 2**63)
-            with _in_batch(job.number):
+            with in_batch(job.number):
                 return self.reader(model, job.number, job.batch)
 
     def __call__(self, model: nn.Module, job: Job) -> tuple[int, Measured]:
@@ -132,7 +132,7 @@ class Task:
     def added_up(self, read: Read, job: Job) -> Measured:
         """The sums of the traces of a batch."""
         layers = {}
-        with _in_batch(job.number):
+        with in_batch(job.number):
             for trace in read.traces:
                 told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
                 copies = read.copies.get(trace.name, 1)
@@ -141,7 +141,7 @@ class Task:
 
 
 @contextmanager
-def _in_batch(number: int) -> Iterator[None]:
+def in_batch(number: int) -> Iterator[None]:
     """Errors say which batch it was."""
     try:
         yield
