@@ -123,7 +123,7 @@ model_options = together(
     click.option(
         "--limit",
         type=click.IntRange(min=1),
-        help="Batches to read of a loader at most; without it, all it has, and 8 for a window.",
+        help="Batches to read of a loader at most.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     file_options,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from throughtime.report.json import _list, _needed, _number
 from throughtime.report.text import STYLES, _percent, _plain
-from throughtime.truncation.advice import LEAST, loss_words, name_of, size
+from throughtime.truncation.advice import LEAST, loss_words, name_of, size, within
 from throughtime.truncation.result import Row, WindowReport
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def render_window(report: WindowReport) -> RenderableType:
         screen.add_row(Text("" if place else "why", STYLES["needed"]), Text(reason))
     for place, row in enumerate(report.alternatives):
         screen.add_row(
-            Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(row.whole)}.")
+            Text("" if place else "or", STYLES["try"]), Text(f"{name_of(row.window)}: {loss_words(report, row)}.")
         )
     return Group(screen, Text(""), _table(report))
 
@@ -73,6 +73,10 @@ def _table(report: WindowReport) -> Table:
         "loss goes back over K steps; chunks: the state is detached every K steps; bias: how much of the gradient is changed, "
         "cosine: of the two directions"
     )
+    if within(report):
+        table.caption += (
+            "; sliding windows and K1,K2: within each module, and not what one loses on its way through another"
+        )
     if lag is not None and report.chunks:
         table.caption += f"; reach lag {lag}: of the losses that could; * too short for the needed lag"
     if report.full is not None:
@@ -145,6 +149,10 @@ def window_to_dict(report: WindowReport) -> dict[str, Any]:
         "reasons": list(report.reasons),
         "full": _cost(report.full),
         "through": report.through,
+        "over": report.over,
+        "stream": None
+        if (stream := report.flow.stream) is None
+        else {"batches": stream.batches, "stopped": stream.stopped, "partial": stream.partial},
         "chunks": [_row(row) for row in report.chunks],
         "sliding": [_row(row) for row in report.sliding],
         "pairs": [_row(row) for row in report.pairs],

@@ -89,12 +89,14 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Measured:
-    """The sums of some batches. names, reached, notes: see `Read`."""
+    """The sums of some batches. names, reached, notes: see `Read`. beside: what else a task gathers, which adds up; no file
+    keeps it."""
 
     layers: dict[str, LayerSums]
     names: list[str]
     reached: list[str]
     notes: dict[str, Mapping[str, str]]
+    beside: Any = None
 
     def __add__(self, other: Measured) -> Measured:
         both = {
@@ -108,6 +110,7 @@ class Measured:
             list(dict.fromkeys((*self.names, *other.names))),
             list(dict.fromkeys((*self.reached, *other.reached))),
             {**other.notes, **self.notes},
+            None if self.beside is None or other.beside is None else self.beside + other.beside,
         )
 
 
@@ -127,9 +130,9 @@ class Task:
                 return self.reader(model, job.number, job.batch)
 
     def __call__(self, model: nn.Module, job: Job) -> tuple[int, Measured]:
-        return job.number, self.added_up(self.read(model, job), job)
+        return job.number, self.added_up(model, self.read(model, job), job)
 
-    def added_up(self, read: Read, job: Job) -> Measured:
+    def added_up(self, model: nn.Module, read: Read, job: Job) -> Measured:
         """The sums of the traces of a batch."""
         layers = {}
         with in_batch(job.number):
@@ -369,7 +372,7 @@ def _waves(
         if not state.told:
             read = first_read(state, task, model, job, file)
             state.told = {trace.name: border(trace, task.asked) for trace in read.traces}
-            measured = task.added_up(read, replace(job, told=state.told))
+            measured = task.added_up(model, read, replace(job, told=state.told))
             count_done(state, number, measured, digest(batch) if file else "", file, total, progress)
             continue
         wave.append(job)

@@ -10,8 +10,8 @@ import numpy as np
 from throughtime.diagnosis.supply import arrival
 from throughtime.report.headline import arriving, needed_sentence
 from throughtime.report.notation import number
+from throughtime.truncation.gather import HEAD
 from throughtime.truncation.gradient import Window
-from throughtime.truncation.lost import Lost
 from throughtime.truncation.passes import Cost
 from throughtime.truncation.result import Row, WindowReport
 
@@ -52,7 +52,7 @@ def advised(report: WindowReport) -> WindowReport:
     elif chunk is None and report.steps > lag + 1:
         reasons.append(_no_chunk(report, lag))
     elif chunk is not None and chunk.reaching < 1:
-        reasons.append(_part(chunk, lag, pair))
+        reasons.append(_part(report, chunk, lag, pair))
     reasons += [_cost(report, best.cost)] if best.cost is not None and report.full is not None else []
     return replace(
         report, recommended=best, alternatives=tuple(found[1:]), reasons=(*reasons, *_arrives(report, lag), *notes)
@@ -98,11 +98,20 @@ def percent(value: float) -> str:
     return f"{number(100 * value, 2)} %"
 
 
-def loss_words(lost: Lost) -> str:
+def within(report: WindowReport) -> bool:
+    """Whether sliding windows and pairs are told module by module, for there are several."""
+    return not all(layer.lag == "total" or layer.inner for layer in report.flow.layers.values())
+
+
+def loss_words(report: WindowReport, row: Row) -> str:
     """Bias with its interval, and cosine."""
+    lost = row.whole
     told = f"bias {percent(lost.bias)}"
     if not np.isnan(lost.low) and lost.high >= LEAST:
-        told += f" (95 % interval {number(100 * lost.low, 2)} to {percent(lost.high)} over sequences)"
+        over = "batches" if row.window.k1 == 1 else report.over
+        told += f" (95 % interval {number(100 * lost.low, 2)} to {percent(lost.high)} over {over})"
+    if within(report) and row.window.k1 != row.window.k2:
+        told += ", within each module"
     return f"{told}, cosine {lost.cosine:.3f}"
 
 
@@ -143,18 +152,18 @@ def _why(report: WindowReport, row: Row, lag: int) -> str:
     above = "; the interval reaches above the level" if row.whole.high > report.level else ""
     return (
         f"It is the smallest of its kind in which half of the losses reach lag {lag} and that, like all larger ones tried, has "
-        f"a bias of at most {percent(report.level)}: {loss_words(row.whole)}{above}."
+        f"a bias of at most {percent(report.level)}: {loss_words(report, row)}{above}."
     )
 
 
-def _part(chunk: Row, lag: int, pair: Row | None) -> str:
+def _part(report: WindowReport, chunk: Row, lag: int, pair: Row | None) -> str:
     told = (
         f"In chunks of {chunk.window.k2} steps {percent(chunk.reaching)} of the losses that could reach lag {lag} do: those in "
         f"the first {lag} steps of each chunk do not."
     )
     if pair is None:
         return told
-    return f"{told} With K1 = {pair.window.k1}, K2 = {pair.window.k2} {percent(pair.reaching)} do ({loss_words(pair.whole)})."
+    return f"{told} With K1 = {pair.window.k1}, K2 = {pair.window.k2} {percent(pair.reaching)} do ({loss_words(report, pair)})."
 
 
 def _few(report: WindowReport) -> str:
@@ -177,7 +186,7 @@ def _no_chunk(report: WindowReport, lag: int) -> str:
     return (
         f"No chunks shorter than the sequence let half of the losses reach lag {lag} with a bias of at most "
         f"{percent(report.level)}: the best tried, of {best.window.k2} steps, let {percent(best.reaching)} reach it, with "
-        f"{loss_words(best.whole)}."
+        f"{loss_words(report, best)}."
     )
 
 
@@ -219,12 +228,25 @@ def _arrives(report: WindowReport, lag: int) -> list[str]:
 
 
 def _notes(report: WindowReport) -> list[str]:
-    if all(layer.lag == "total" or layer.inner for layer in report.flow.layers.values()):
-        return []
+    notes = _read(report)
+    if not within(report):
+        return notes
     lost = "what one loses on its way through another is not counted"
     if report.through:
         return [
+            *notes,
             "Several recurrent modules: chunks are told through all of them, by the step itself run in chunks. Sliding windows "
-            f"and pairs are within each module: {lost}."
+            f"and pairs are within each module: {lost}.",
         ]
-    return [f"Several recurrent modules: each one's lags are within it, and {lost}."]
+    return [*notes, f"Several recurrent modules: each one's lags are within it, and {lost}."]
+
+
+def _read(report: WindowReport) -> list[str]:
+    """How far a loader was read."""
+    stream = report.flow.stream
+    if stream is None:
+        return []
+    told = f"{stream.batches} batch{'es' * (stream.batches > 1)}: {stream.stopped}."
+    if report.over == "batches":
+        told += f" The windows were chosen on the first {HEAD}; what each loses is of them all."
+    return [told]

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from throughtime.asked import Options
+from throughtime.asked import Asked, Options
 from throughtime.cells.cell import Tensors
-from throughtime.diagnosis.diagnose import BATCHES, needs
-from throughtime.diagnosis.measure import recorded
+from throughtime.diagnosis.diagnose import needs
+from throughtime.diagnosis.measure import StepReader, recorded
 from throughtime.errors import InputError
 from throughtime.explain import explain
-from throughtime.flow import Flow, LayerFlow, Missing
+from throughtime.flow import Flow, LayerFlow, Missing, Stream
 from throughtime.linearize import Linearization
 from throughtime.progress import Tell, quiet
 from throughtime.recording.recorder import record
 from throughtime.recurrent import Recurrent
+from throughtime.streaming.accumulate import flow_of
+from throughtime.streaming.stream import Streaming, stream
 from throughtime.trace import Trace, joined
-from throughtime.training_step import as_batches, as_step, untouched
-from throughtime.truncation.advice import advised, few, first_of
+from throughtime.training_step import Step, as_step, as_stream, untouched
+from throughtime.truncation.advice import advised, few, first_of, within
 from throughtime.truncation.cut import cut_gradients
+from throughtime.truncation.gather import HEAD, Cut, Gathered, WindowTask, groups_of, losses_of
 from throughtime.truncation.gradient import Window, gradients
-from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Moments, compared
+from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Lost, Moments, compared
 from throughtime.truncation.passes import Layer, layer_of, measure
 from throughtime.truncation.result import Row, WindowReport
 
@@ -47,17 +51,22 @@ def window(
     level: float = LEVEL,
     cost: bool = True,
     layers: list[str] | None = None,
-    limit: int = BATCHES,
+    limit: int | None = None,
+    stop_when: float | None = 0.1,
     progress: Tell = quiet,
     **options: Unpack[Options],
 ) -> WindowReport:
     """Which truncation window to train with: what each loses of the gradient and costs, and which one to use.
 
     model, batches, loss, needed_lag, layers: as `throughtime.diagnose` takes them; the model is left exactly as it was.
-    limit: of a loader so many batches are read at most, and held together.
     windows: more of them, each K (chunks: the state detached every K steps) or (K1, K2) (a backward pass every K1 steps over
     the last K2; Williams & Peng 1990). level: the truncation bias that a recommended window may have. cost: whether memory and
     time are measured, by really truncated passes of the recurrent layers. options: see `throughtime.Options`.
+
+    limit, stop_when: how far a loader is read, as by `throughtime.diagnose`: by default until the gradient horizon is known, or
+    to its end. Up to `HEAD` batches are joined into one. Of more, the windows to be tried are chosen on the first `HEAD`; then
+    all batches are gone through, in memory that does not grow with them, and what each window loses is of them all. A Ctrl-C
+    meanwhile keeps what was done.
 
     The bias and the cosine are exact, of these batches and these weights. A window is recommended only where a lag is known to
     be needed, and never one that does not hold it: how far the gradient reaches now says nothing of how far it should.
@@ -74,38 +83,82 @@ def window(
             "the loss that the network is trained on",
             "pass loss=… (--loss): what a window loses is of its gradient",
         )
-    given = as_batches(batches, limit)
+    how = Streaming(stop_when)
+    given, count = as_stream(batches, limit)
     step = as_step(loss)
+    options = Options(hops=False, signal_to_noise=False, origin_step=False) | options
     with untouched(model):
-        got = recorded(model, given, step, layers, progress)
+        rng = torch.get_rng_state()
+        first = list(islice(given, HEAD + 1))
+        head = first[:HEAD]
+        got = recorded(model, head, step, layers, progress)
     by_name = got.by_layer
 
     def tell(done: int, of: int, name: str) -> None:
         progress(done, of, f"sweep of {name}")
 
     everything = [joined(traces) for traces in by_name.values()]
-    flow = explain(
-        everything, progress=tell, **(Options(hops=False, signal_to_noise=False, origin_step=False) | options)
-    )
+    flow = explain(everything, progress=tell, **options)
     flow = replace(flow, missing=(*flow.missing, *(Missing(f"layers.{n}", "not reached") for n in got.unreached)))
+    if len(head) > 1:
+        flow = replace(flow, stream=Stream(len(head), "all batches were read"))
     measured = _Measured(flow, [t for t in everything if t.name in flow.layers], needed_lag, level, progress)
     modules = {traces[0].module or name: [trace.steps for trace in traces] for name, traces in by_name.items()}
+    cut = partial(_cut, step, layers)
     if len(modules) > 1 and not measured.backwards and _undropped(model, modules):
-        measured.cut = partial(cut_gradients, model, given, step, layers, modules)
+        measured.cut = partial(cut, model, head, modules)
+    plan = measured.plan(asked)
+    if len(first) > HEAD:
+        task = _task(measured, plan, StepReader(step, layers), cut, Asked(**options))
+        with untouched(model):
+            whole, end = stream(model, chain(first, given), task, how, rng, count, progress)
+        flow = flow_of(whole.layers, task.asked)
+        silent = [Missing(f"layers.{n}", "not reached") for n in whole.names if n not in whole.reached]
+        flow = replace(flow, missing=(*flow.missing, *silent), stream=end)
+        measured = measured.over(flow, whole.beside)
     if cost and not measured.backwards:
         measured.cost_of(model, {name: traces[0] for name, traces in by_name.items() if name in flow.layers})
-    return measured.report(type(model).__name__, asked)
+    return measured.report(type(model).__name__, plan)
+
+
+def _cut(
+    step: Step,
+    layers: list[str] | None,
+    model: nn.Module,
+    batches: list[Any],
+    steps: Mapping[str, list[int]],
+    size: int,
+) -> list[Tensors] | None:
+    return cut_gradients(model, batches, step, layers, steps, size)
+
+
+def _task(measured: _Measured, plan: Plan, reader: StepReader, cut: Cut, asked: Asked) -> WindowTask:
+    """What is done with each batch of many."""
+    windows = (*(Window(size, size) for size in plan.sizes), *plan.pairs) if not measured.backwards else ()
+    weights = sum(value.numel() for trace in measured.traces for value in trace.weights.tensors().values())
+    groups = groups_of(weights, len(windows) + 1)
+    through = cut if measured.cut is not None else None
+    return WindowTask(reader, replace(asked, bias="all"), windows, groups, through)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows to be told. sizes: of chunks and sliding windows, up to the whole sequence."""
+
+    sizes: list[int]
+    pairs: list[Window]
 
 
 class _Measured:
-    """Rows are made as they are asked for, each window once."""
+    """Rows are made as they are asked for, each window once: of traces, or of what was gathered over many batches."""
 
     def __init__(self, flow: Flow, traces: list[Trace], needed_lag: int | None, level: float, progress: Tell) -> None:
-        self.flow, self.level, self.progress = flow, level, progress
+        self.flow, self.needed_lag, self.level, self.progress = flow, needed_lag, level, progress
         self.traces = traces
         self.needed = tuple(needs(layer, needed_lag) for layer in flow.layers.values())
         self.backwards = any(trace.reverse for trace in traces)
-        self.steps = max(trace.steps for trace in traces)
+        self.steps = flow.steps
+        self.losses = {trace.name: losses_of(trace) for trace in traces}
         # A stack is told as a whole and by its layers: the whole counts its weights already.
         stacks = {trace.module for trace in traces if trace.cell.compound}
         self.outer = [trace.name for trace in traces if trace.cell.compound or trace.module not in stacks]
@@ -116,6 +169,14 @@ class _Measured:
         self.whole: list[Tensors] | None = None
         self.layers: list[Layer] = []
         self.linearized: dict[int, Linearization] = {}
+        self.gathered: Gathered | None = None
+
+    def over(self, flow: Flow, gathered: Gathered) -> _Measured:
+        """The same of all batches: traces tell the names and kinds of the layers alone."""
+        traces = [trace for trace in self.traces if trace.name in flow.layers]
+        out = _Measured(flow, traces, self.needed_lag, self.level, self.progress)
+        out.gathered, out.cut, out.losses = gathered, self.cut, dict(gathered.losses)
+        return out
 
     @property
     def farthest(self) -> int | None:
@@ -123,6 +184,8 @@ class _Measured:
 
     def lost(self, window: Window) -> dict[str, Moments]:
         """By layer, exactly."""
+        if window not in self.moments and self.gathered is not None:
+            self.moments[window] = {trace.name: self.gathered.moments(trace.name, window) for trace in self.traces}
         if window not in self.moments:
             found = {}
             self.progress(len(self.moments), self.planned, "truncated gradients")
@@ -173,7 +236,17 @@ class _Measured:
             lag = min(size, layer.steps) - 1
             bias, share = _told(layer, lag)
             found[name] = Moments(g, g * (bias**2 + 2 * share - 1), g * bias**2, g * share)
-        return self._row(Window(1, size), found)
+        row = self._row(Window(1, size), found)
+        layers = {name: self._over_batches(lost, name, size) for name, lost in row.layers.items()}
+        return replace(row, layers=layers, whole=layers[self.outer[0]] if len(self.outer) == 1 else row.whole)
+
+    def _over_batches(self, lost: Lost, name: str, size: int) -> Lost:
+        """With the interval over batches that the flow has."""
+        layer = self.flow.layers[name]
+        if layer.intervals is None:
+            return lost
+        low, high = layer.intervals.bias[:, min(size, layer.steps) - 1].tolist()
+        return replace(lost, low=low, high=high)
 
     def _row(self, window: Window, found: dict[str, Moments]) -> Row:
         whole = found[self.outer[0]]
@@ -187,9 +260,9 @@ class _Measured:
         for trace, need in zip(self.traces, self.needed, strict=True):
             if need.farthest is None:
                 continue
-            losses = (trace.gradient.abs().amax(-1) > 0).sum(1).cpu().numpy()
-            able = np.arange(trace.steps) >= need.farthest
-            reach = window.lags(trace.steps) >= need.farthest
+            losses = self.losses[trace.name].numpy()
+            able = np.arange(len(losses)) >= need.farthest
+            reach = window.lags(len(losses)) >= need.farthest
             count = losses[able].sum()
             shares.append(losses[able & reach].sum() / count if count else 0.0)
         return float(min(shares, default=np.nan))
@@ -204,30 +277,38 @@ class _Measured:
             with untouched(model):
                 self.layers.append(layer_of(modules[name], whole, lowest))
 
-    def report(self, title: str, asked: list[Window]) -> WindowReport:
+    def plan(self, asked: list[Window]) -> Plan:
+        """Which windows to tell."""
+        horizon = self._horizon(self.level)
+        sizes = _sizes(self.steps, self.farthest, [self._horizon(level) for level in HORIZONS], horizon)
+        sizes = sorted({*sizes, *(each.k2 for each in asked if each.k1 == each.k2)})
+        pairs = [each for each in asked if each.k1 != each.k2]
+        if self.backwards:
+            return Plan(sizes, pairs)
+        self.planned = len(sizes) + len(pairs) + FINER + 1
+        chunks = {size: self.row(Window(size, size)) for size in sizes}
+        self._finer(chunks)
+        pair = self._pair(horizon)
+        return Plan(sorted(chunks), [*pairs, *([pair] if pair is not None and pair not in pairs else [])])
+
+    def report(self, title: str, plan: Plan) -> WindowReport:
         """Rows, costs and the advice."""
         horizon = self._horizon(self.level)
         missing = []
-        sizes = _sizes(self.steps, self.farthest, [self._horizon(level) for level in HORIZONS], horizon)
-        sizes = sorted({*sizes, *(each.k2 for each in asked if each.k1 == each.k2)})
-        chunks, pairs = {}, [each for each in asked if each.k1 != each.k2]
+        sizes, pairs = sorted({*plan.sizes, self.steps}), plan.pairs  # sequences may be longer than those seen first
+        chunks: dict[int, Row] = {}
         if self.backwards:
             missing.append(
                 Missing("chunks", "a direction runs back in time: it has no state to carry from chunk to chunk")
             )
         else:
-            self.planned = len(sizes) + len(pairs) + FINER + 1
             chunks = {size: self.row(Window(size, size)) for size in sizes}
-            self._finer(chunks)
-            pair = self._pair(horizon)
-            if pair is not None and pair not in pairs:
-                pairs.append(pair)
         paired = [self.row(each) for each in pairs]
-        sliding = [self.sliding(size) for size in sorted({*sizes, *chunks, *self._least(horizon)})]
+        sliding = [self.sliding(size) for size in sorted({*sizes, *self._least(horizon)})]
         report = WindowReport(
             title=title,
             steps=self.steps,
-            batch=max(trace.batch for trace in self.traces),
+            batch=max(layer.batch for layer in self.flow.layers.values()),
             level=self.level,
             needed=self.needed,
             chunks=tuple(chunks[size] for size in sorted(chunks)),
@@ -239,6 +320,7 @@ class _Measured:
             reasons=(),
             flow=self.flow,
             through=self.cut is not None,
+            over="sequences" if self.gathered is None else "batches",
         )
         missing += self._untold(report)
         if not self.layers:
@@ -261,7 +343,14 @@ class _Measured:
 
     def _untold(self, report: WindowReport) -> list[Missing]:
         """Numbers that no row has, and why."""
-        out = [Missing("sliding.low", "read from the flow, which does not keep sequences apart")]
+        out = []
+        if self.gathered is None:
+            out.append(Missing("sliding.low", "read from the flow, which does not keep sequences apart"))
+        elif any(np.isnan(row.whole.low) for row in report.sliding):
+            out.append(Missing("sliding.low", "told for each layer, from the flow, where it has intervals"))
+        if within(report):
+            reason = "told within each module: what one loses on its way through another is not counted"
+            out += [Missing("sliding.whole", reason), *([Missing("pairs.whole", reason)] if report.pairs else [])]
         if any(np.isnan(row.whole.bias) for row in report.sliding):
             tails = [layer.tail for layer in self.flow.layers.values() if layer.tail is not None]
             cut = any(tail.tolerance is None for tail in tails)
@@ -270,6 +359,8 @@ class _Measured:
         if report.chunks and np.isnan(report.chunks[0].whole.low):
             out.append(
                 Missing("chunks.low", f"an interval over sequences needs {LEAST_GROUPS} of them, and a gradient")
+                if self.gathered is None
+                else Missing("chunks.low", "the gradients of groups of batches would take more than 2 GiB")
             )
         if self.farthest is None:
             out.append(Missing("reaching", "no lag is known to be needed"))

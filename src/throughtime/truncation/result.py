@@ -37,7 +37,8 @@ class WindowReport:
     and who says so. level: the bias that a recommended window may have. recommended: None where no lag is known to be needed,
     or where no window can hold it; alternatives: others that would do; reasons: in words. flow: the decomposition that it
     stands on. missing: what could not be told, and why. through: whether chunks were told through several recurrent modules, by
-    the step itself run in chunks; else each module's lags are within it.
+    the step itself run in chunks; else each module's lags are within it. over: what the intervals of chunks and pairs are over,
+    "sequences" or "batches". How far a loader was read: flow.stream.
     """
 
     title: str
@@ -55,6 +56,7 @@ class WindowReport:
     flow: Flow
     missing: tuple[Missing, ...] = ()
     through: bool = False
+    over: str = "sequences"
 
     @property
     def farthest(self) -> int | None:

@@ -28,19 +28,19 @@ from throughtime.cli.output import to_terminal
     help="The truncation bias that a recommended window may have.",
 )
 @click.option("--no-cost", is_flag=True, help="Leave memory and time unmeasured.")
+@click.option("--all-batches", is_flag=True, help="Read a loader to its end, however well the horizon is known.")
 @format_option
 @click.option("--json", "form", flag_value="json", help="The same as --format json.")
-def window(windows: tuple[str, ...], level: float, no_cost: bool, form: str, **said: Any) -> None:
+def window(windows: tuple[str, ...], level: float, no_cost: bool, all_batches: bool, form: str, **said: Any) -> None:
     """Which window of truncated BPTT to train MODEL with: what each loses, what it costs, and never one below the demand."""
     from throughtime.truncation.gradient import Window
 
     asked = [Window.of(each) for each in windows]
     with given(**said) as it:
-        from throughtime.truncation.choose import BATCHES
         from throughtime.truncation.choose import window as run
 
-        limit = it.options["limit"] or BATCHES  # they are held together: a loader may never end
-        options = {**it.options, "windows": asked, "level": level, "cost": not no_cost, "limit": limit}
+        how = {"stop_when": None} if all_batches else {}
+        options = {**it.options, "windows": asked, "level": level, "cost": not no_cost, **how}
         told = run(it.model, it.batches, it.loss, progress=it.tell, **options)
     if form == "json":
         click.echo(told.to_json(indent=1))
