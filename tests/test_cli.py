@@ -435,10 +435,13 @@ def test_window_without_demand_recommends_none(throughtime):
     assert document["chunks"]
 
 
-def test_window_takes_a_few_batches_of_a_loader_without_end(throughtime):
-    code, out, _ = throughtime("window", "mine:Net", "--data", "mine:stream", "--loss", "mine:loss", "--no-cost")
+@pytest.mark.parametrize(("limit", "words"), [("8", "8 batches"), ("10", "10 batches: all batches were read")])
+def test_window_takes_as_many_batches_as_are_asked_for(throughtime, limit, words):
+    given = ["mine:Net", "--data", "mine:stream", "--loss", "mine:loss", "--no-cost", "--all-batches", "--limit", limit]
+    code, out, _ = throughtime("window", *given)
     assert code == 0
-    assert "20 steps × 96 sequences" in out  # 8 batches of 12
+    assert words in out
+    assert f"20 steps × {12 * int(limit)} sequences" in out
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,150 @@ def test_a_step_that_calls_a_layer_twice_is_told_within_each():
     assert any("each one's lags are within it" in reason for reason in told.reasons)
 
 
+# --- data sets ------------------------------------------------------------------------------------------------------------
+
+
+MANY = 11
+
+
+@functools.cache
+def streamed() -> tuple[Net, list[tuple[Tensor, Tensor]], Any]:
+    torch.manual_seed(1)
+    net, batches = Net().double(), [batch(seed, size) for seed, size in enumerate([4, 3, 4, 5, 1, 4, 4, 2, 4, 6, 4])]
+    options = {"windows": [3, (2, 5), "4,8"], "needed_lag": 4, "cost": False, "tolerance": 0, "stop_when": None}
+    return net, batches, tt.window(net, iter(batches), square, **options)
+
+
+def test_of_many_batches_bias_and_cosine_are_those_of_truncated_passes():
+    net, batches, told = streamed()
+    assert told.flow.stream == tt.flow.Stream(MANY, "all batches were read")
+    assert told.batch == sum(x.shape[1] for x, _ in batches)
+    assert {str(row.window) for row in told.pairs} >= {"2,5", "4,8"}
+    for row in (*told.chunks, *told.sliding, *told.pairs):
+        bias, cosine = compared(net, batches, row.window)
+        assert row.whole.bias == pytest.approx(bias, rel=1e-9, abs=1e-10), row.window
+        assert row.whole.cosine == pytest.approx(cosine, rel=1e-10), row.window
+
+
+def test_of_many_batches_the_interval_leaves_out_groups_of_them():
+    """Eight groups: batches 0 and 8, 1 and 9, 2 and 10, and one each."""
+    net, batches, told = streamed()
+    assert told.over == "batches"
+    for row in (told.chunks[3], told.pairs[0]):
+        rest = [[each for k, each in enumerate(batches) if k % 8 != group] for group in range(8)]
+        again = np.array([compared(net, some, row.window)[0] for some in rest])
+        margin = 2.364624251592785 * np.sqrt(7 / 8 * np.square(again - again.mean()).sum())  # Student's t, 7 degrees
+        wanted = max(0, row.whole.bias - margin), row.whole.bias + margin
+        assert (row.whole.low, row.whole.high) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_of_many_batches_sliding_windows_have_the_flows_intervals():
+    net, batches, told = streamed()
+    wanted = tt.diagnose(net, batches, square, stop_when=None, tolerance=0).flow.layers["rnn"].intervals
+    for row in told.sliding:
+        if row.window.k2 < T:
+            assert (row.whole.low, row.whole.high) == pytest.approx(wanted.bias[:, row.window.k2 - 1])
+            assert row.whole.low <= row.whole.bias <= row.whole.high
+    assert "sliding.low" not in {each.field for each in told.missing}
+
+
+def test_what_was_read_is_told():
+    _, _, told = streamed()
+    document, text = told.to_dict(), " ".join(repr(told).split())
+    assert document["stream"] == {"batches": MANY, "stopped": "all batches were read", "partial": False}
+    assert document["over"] == "batches"
+    assert f"{MANY} batches: all batches were read. The windows were chosen on the first 8" in text
+    assert "over batches" in text
+
+
+def test_many_batches_are_joined_up_to_eight(net):
+    """One by one or joined, the same numbers; and no more are read than are asked for."""
+    batches = [batch(seed) for seed in range(MANY)]
+    few = tt.window(net, iter(batches), square, cost=False, limit=8)
+    assert (few.over, few.flow.stream.batches, few.batch) == ("sequences", 8, 8 * B)
+    early = tt.window(net, iter(batches * 9), square, cost=False, limit=60)
+    assert 8 < early.flow.stream.batches < 60
+    assert "known to ±" in early.flow.stream.stopped
+
+
+def test_several_modules_of_many_batches_are_told_by_the_step_run_in_chunks():
+    torch.manual_seed(1)
+    net, batches = Two().double(), [batch(seed, 2) for seed in range(9)]
+    options = {"cost": False, "demand": False, "stop_when": None}
+    told = tt.window(net, batches, square, needed_lag=4, windows=[(2, 5)], **options)
+    assert (told.through, told.over) == (True, "batches")
+    whole = two_by_hand(net, batches, T)
+    for row in told.chunks[::3]:
+        cut = two_by_hand(net, batches, row.window.k2)
+        for module, bias in {"rnn": 0.0, "middle": 0.0, "top": 0.0, "": 0.0}.items():
+            names = [n for n in whole if n.startswith(module) and not n.startswith("head")]
+            g, k = (torch.cat([each[name].flatten() for name in names]) for each in (whole, cut))
+            bias, got = float((g - k).norm() / g.norm()), row.layers[module] if module else row.whole
+            assert got.bias == pytest.approx(bias, rel=1e-9, abs=1e-12)
+    told_apart = {each.field: each.reason for each in told.missing}
+    assert told_apart["sliding.whole"] == told_apart["pairs.whole"]
+    assert "within each module" in told_apart["sliding.whole"]
+    text = " ".join(repr(told).split())
+    assert "sliding windows and K1,K2: within each module" in text
+    # The same pair, of the lowest module's own traces alone: that is what "within each module" means.
+    pair = next(row for row in told.pairs if row.window == Window(2, 5))
+    sums: Params = {}
+    wholes: Params = {}
+    for x, y in batches:
+        with tt.record(net) as record:
+            square(net(x), y).backward()
+        lin = Linearization(record.traces()[0])
+        for into, window in ((sums, pair.window), (wholes, Window(T, T))):
+            for name, value in gradients(lin, window).items():
+                into[name] = into.get(name, 0) + value
+    g, k = (torch.cat([value.flatten() for value in each.values()]) for each in (wholes, sums))
+    assert pair.layers["rnn"].bias == pytest.approx(float((g - k).norm() / g.norm()), rel=1e-9)
+
+
+def test_later_batches_may_be_longer(net):
+    """The first eight are of 6 steps, the others of 13: the whole sequence is one of the windows."""
+    batches = [(x[:6], y[:6]) if place < 8 else (x, y) for place, (x, y) in enumerate(map(batch, range(MANY)))]
+    told = tt.window(net, batches, square, needed_lag=4, windows=[5], cost=False, tolerance=0, stop_when=None)
+    assert (told.steps, told.chunks[-1].window.k2, told.chunks[-1].whole.bias) == (T, T, 0.0)
+
+    def by_steps(size: int) -> Tensor:
+        copied = copy.deepcopy(net)
+        for x, y in batches:
+            state = None
+            for begin in range(0, len(x), size):
+                out, state = copied.rnn(x[begin : begin + size], None if state is None else state.detach())
+                square(copied.head(out), y[begin : begin + size]).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in copied.rnn.parameters()])
+
+    whole, cut = by_steps(T), by_steps(5)
+    row = next(row for row in told.chunks if row.window.k2 == 5)
+    assert row.whole.bias == pytest.approx(float((whole - cut).norm() / whole.norm()), rel=1e-9)
+
+
+def test_a_ctrl_c_over_many_batches_keeps_what_was_done(net):
+    def broken() -> Any:
+        yield from (batch(seed) for seed in range(10))
+        raise KeyboardInterrupt
+
+    before = copy.deepcopy(net.state_dict())
+    told = tt.window(net, broken(), square, needed_lag=4, cost=False, tolerance=0)
+    assert (told.flow.stream.batches, told.flow.stream.partial) == (10, True)
+    row = next(row for row in told.chunks if row.window.k2 == 5)
+    bias, _ = compared(net, [batch(seed) for seed in range(10)], row.window)
+    assert row.whole.bias == pytest.approx(bias, rel=1e-9)
+    assert "interrupted after 10 batches" in " ".join(repr(told).split())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_where_the_groups_take_too_much_there_is_no_interval(net, monkeypatch):
+    monkeypatch.setattr("throughtime.truncation.gather.MEMORY", 1000)
+    told = tt.window(net, [batch(seed) for seed in range(9)], square, needed_lag=4, cost=False, stop_when=None)
+    assert all(np.isnan(row.whole.low) for row in told.chunks)
+    assert "more than" in {each.field: each.reason for each in told.missing}["chunks.low"]
+    bias, _ = compared(net, [batch(seed) for seed in range(9)], told.chunks[2].window)
+    assert told.chunks[2].whole.bias == pytest.approx(bias, rel=1e-9)
+
+
 # --- what is really measured ----------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,8 @@ def _table(report: WindowReport) -> Table:
         caption_justify="left",
     )
     lag, costs = report.farthest, report.full is not None
-    heads = ["K", "sliding bias", "cosine"]
+    known = any(not np.isnan(row.whole.low) for row in report.sliding)
+    heads = ["K", "sliding bias", *(["95 %"] if known else []), "cosine"]
     heads += ["chunks bias", "95 %", "cosine"] if report.chunks or report.pairs else []
     heads += [f"reach lag {lag}"] if lag is not None and report.chunks else []
     heads += ["memory", "time"] if costs else []
@@ -62,12 +63,14 @@ def _table(report: WindowReport) -> Table:
     chunks = {row.window.k2: row for row in report.chunks}
     for steps in sorted({*sliding, *chunks}):
         slid, chunk = sliding.get(steps), chunks.get(steps)
-        row = [str(steps) + _short(steps, lag), *_lost(slid.whole if slid else None)]
+        row = [str(steps) + _short(steps, lag), *_lost(slid.whole if slid else None, known)]
         table.add_row(*row, *_chunk(chunk, lag, report), style=_style(report, steps, slid, chunk))
     single = [row for row in report.sliding if row.cost is not None and 1 < row.window.k2 < report.steps]
     for each in (*report.pairs, *single):
         style = _style(report, each.window.k2, each)
-        table.add_row(str(each.window) + _short(each.window.k2, lag), "–", "–", *_chunk(each, lag, report), style=style)
+        table.add_row(
+            str(each.window) + _short(each.window.k2, lag), *_lost(None, known), *_chunk(each, lag, report), style=style
+        )
     table.caption = (
         "K: steps of the window, which holds the lags 0 … K − 1; K1,K2: a pass every K1 steps over the last K2; sliding: every "
         "loss goes back over K steps; chunks: the state is detached every K steps; bias: how much of the gradient is changed, "
@@ -91,8 +94,7 @@ def _chunk(row: Row | None, lag: int | None, report: WindowReport) -> list[str]:
     if not (report.chunks or report.pairs):
         return []
     lost = row.whole if row else None
-    told = _lost(lost)
-    told.insert(1, _interval(lost))
+    told = _lost(lost, True)
     if lag is not None and report.chunks:
         told.append("–" if row is None else _percent(row.reaching))
     if report.full is not None:
@@ -109,11 +111,12 @@ def _interval(lost: Lost | None) -> str:
     return f"{100 * lost.low * (lost.low >= LEAST):.2g}–{100 * lost.high:.2g} %"
 
 
-def _lost(lost: Lost | None) -> list[str]:
+def _lost(lost: Lost | None, interval: bool) -> list[str]:
+    between = [_interval(lost)] if interval else []
     if lost is None:
-        return ["–", "–"]
+        return ["–", *between, "–"]
     bias = f"< {100 * LEAST:g} %" if 0 < lost.bias < LEAST else _percent(lost.bias)
-    return [bias, "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
+    return [bias, *between, "–" if np.isnan(lost.cosine) else f"{lost.cosine:.3f}"]
 
 
 def _time(cost: Cost) -> str:
