@@ -26,7 +26,8 @@ from calibration import intervals as gru
 from calibration.score import wilson
 from throughtime.flow import Intervals
 from throughtime.streaming.accumulate import horizon_of
-from throughtime.streaming.intervals import Block, Blocks, Moments, intervals, narrow
+from throughtime.streaming.intervals import LEVEL as NOMINAL
+from throughtime.streaming.intervals import SURE, Block, Blocks, Moments, intervals, narrow
 from throughtime.streaming.stream import LEVEL, LOOKS
 from throughtime.streaming.sums import merge
 
@@ -45,12 +46,14 @@ class Look:
     holds: bool
 
 
-def look(batches: int, told: Intervals | None, horizon: Mapping[float, int | None], true: int) -> Look:
+def look(
+    batches: int, told: Intervals | None, sure: Intervals | None, horizon: Mapping[float, int | None], true: int
+) -> Look:
     """The look after so many batches."""
     assert told is not None
     low, high = told.horizon[LEVEL]
     holds = (low is None or low <= true) and (high is None or true <= high)
-    return Look(batches, tuple(narrow(told, horizon, LEVEL, wanted) is not None for wanted in WANTED), holds)
+    return Look(batches, tuple(narrow(sure, horizon, LEVEL, wanted) is not None for wanted in WANTED), holds)
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,10 @@ class Terms:
             if number + 1 in LOOKS:
                 bias = beyond(total) / float(total.sum(1).norm())
                 horizon: dict[float, int | None] = {LEVEL: horizon_by_definition(total)}
-                told = intervals(blocks, bias, np.zeros(LAGS), horizon, np.zeros(LAGS))
-                yield look(number + 1, told, horizon, self.truth)
+                told, sure = (
+                    intervals(blocks, bias, np.zeros(LAGS), horizon, np.zeros(LAGS), level) for level in (NOMINAL, SURE)
+                )
+                yield look(number + 1, told, sure, horizon, self.truth)
 
 
 def beyond(terms: Tensor) -> np.ndarray:
@@ -126,8 +131,8 @@ Found = dict[str, list[bool]]
 
 
 def measured(looks: Callable[[int], Iterator[Look]], sets: int) -> Found:
-    """Whether the truth was held: after each number of batches, whether ended or not ("fixed 8", …); and, by `WANTED`, where
-    the run ended ("0.1 ended", and by batches "0.1 ended 8"), or read all ("0.1 read all")."""
+    """Whether the truth was held: after each number of batches, whether ended or not ("fixed 8", …); and, by `WANTED`, at the
+    end of the run ("0.1 told"); of these, where it ended early ("0.1 ended", by batches "0.1 ended 8") or read all."""
     found: Found = {}
     for seed in range(sets):
         all_looks = list(looks(seed))
@@ -135,6 +140,7 @@ def measured(looks: Callable[[int], Iterator[Look]], sets: int) -> Found:
             found.setdefault(f"fixed {each.batches}", []).append(each.holds)
         for place, wanted in enumerate(WANTED):
             ended = next((each for each in all_looks if each.ends[place]), None)
+            found.setdefault(f"{wanted} told", []).append((ended or all_looks[-1]).holds)
             if ended is None:
                 found.setdefault(f"{wanted} read all", []).append(all_looks[-1].holds)
                 continue

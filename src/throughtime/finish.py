@@ -17,7 +17,7 @@ from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
-from throughtime.streaming.intervals import intervals
+from throughtime.streaming.intervals import LEVEL, intervals
 from throughtime.streaming.sums import LayerSums
 
 
@@ -87,13 +87,13 @@ def finish(sums: LayerSums, books: Books, asked: Asked, tail_from: int | None) -
     return replace(layer, missing=tuple(_missing(sums, layer, asked)))
 
 
-def intervals_of(sums: LayerSums, books: Books) -> Intervals | None:
-    """The intervals over batches; None where there are too few."""
+def intervals_of(sums: LayerSums, books: Books, level: float = LEVEL) -> Intervals | None:
+    """The intervals over batches; None where there are too few. level: how often they hold the truth."""
     if sums.blocks is None:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         log10_norm = 0.5 * (sums.scaled("adjoints.squares").log10() - np.log10(sums.tensor("adjoints.pairs").numpy()))
-    return intervals(sums.blocks, books.bias, books.share, dict(books.horizon), log10_norm - _entering(sums))
+    return intervals(sums.blocks, books.bias, books.share, dict(books.horizon), log10_norm - _entering(sums), level)
 
 
 def _entering(sums: LayerSums) -> np.ndarray:

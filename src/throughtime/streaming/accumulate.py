@@ -23,6 +23,7 @@ from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
+from throughtime.streaming.intervals import SURE
 from throughtime.streaming.sums import SEQUENCES, LayerSums
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
@@ -90,12 +91,12 @@ def flow_of(layers: Mapping[str, LayerSums], asked: Asked) -> Flow:
     return Flow(layers=told, throughtime=__version__, torch=torch.__version__, missing=missing)
 
 
-def horizon_of(sums: LayerSums) -> tuple[Intervals | None, dict[float, int | None]]:
-    """The gradient horizon and its interval so far; nothing where no gradient has come in."""
+def horizon_of(sums: LayerSums) -> tuple[Intervals | None, Intervals | None, dict[float, int | None]]:
+    """The intervals so far at `LEVEL` and at `SURE`, and the gradient horizon; nothing where no gradient has come in."""
     if not sums.origins:
-        return None, {}
+        return None, None, {}
     books = _books(sums)
-    return intervals_of(sums, books), dict(books.horizon)
+    return intervals_of(sums, books), intervals_of(sums, books, SURE), dict(books.horizon)
 
 
 def _layer(sums: LayerSums, asked: Asked) -> LayerFlow:

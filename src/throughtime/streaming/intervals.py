@@ -25,6 +25,8 @@ from throughtime.flow import Array, Intervals
 from throughtime.scaled import Scaled
 
 LEVEL = 0.95
+SURE = 0.99
+"""Of the interval that ends a run: it is looked at again and again, and one that is narrow by chance would end it too early."""
 TOP = 3  # blocks of 2³ batches: with more, little of their noise is left to be gained
 LEAST = 8  # batches below which no interval is given: four pairs
 ENOUGH = 8  # blocks from which on larger blocks are used
@@ -146,18 +148,24 @@ def _sum(one: Tensor, other: Tensor) -> Tensor:
 
 
 def intervals(
-    blocks: Blocks, bias: Array, share: Array, horizon: Mapping[float, int | None], log10_arriving: Array
+    blocks: Blocks,
+    bias: Array,
+    share: Array,
+    horizon: Mapping[float, int | None],
+    log10_arriving: Array,
+    level: float = LEVEL,
 ) -> Intervals | None:
-    """The intervals of a layer; None with fewer than `LEAST` batches. bias, share, … (T,): those of the whole."""
+    """The intervals of a layer; None with fewer than `LEAST` batches. bias, share, … (T,): those of the whole. level: how
+    often they hold the truth."""
     if blocks.arriving.count < LEAST:
         return None
     from throughtime.verify import t_quantile
 
-    level = max((each for each, moments in blocks.closed.items() if moments.count >= ENOUGH), default=1)
-    if level not in blocks.closed or blocks.closed[level].count < LEAST // 2:
+    size = max((each for each, moments in blocks.closed.items() if moments.count >= ENOUGH), default=1)
+    if size not in blocks.closed or blocks.closed[size].count < LEAST // 2:
         return None  # batches that have no neighbours, of a run that was broken off
-    told = blocks.closed[level]
-    t = t_quantile(0.5 + LEVEL / 2, told.count - 1)
+    told = blocks.closed[size]
+    t = t_quantile(0.5 + level / 2, told.count - 1)
     steps, lags = len(bias), min(len(bias), told.y.shape[1])
     found = {}
     for epsilon, point in horizon.items():
@@ -171,12 +179,12 @@ def intervals(
         found[epsilon] = (low, high)
     with np.errstate(invalid="ignore", divide="ignore"):
         bounds = told.of_ratio(t)[..., :lags]
-        each = t_quantile(0.5 + LEVEL / 2, blocks.arriving.count - 1)
+        each = t_quantile(0.5 + level / 2, blocks.arriving.count - 1)
         arriving = 0.5 * np.log10(np.maximum(blocks.arriving.of_ratio(each), 0))
     return Intervals(
-        level=LEVEL,
+        level=level,
         blocks=told.count,
-        batches=2**level,
+        batches=2**size,
         horizon=found,
         bias=_with(np.sqrt(np.maximum(_long(bounds[:, 0], steps), 0)), bias),
         share=_with(_long(bounds[:, 1], steps), share),

@@ -449,8 +449,9 @@ def _enough(state: State, stop_when: float | None) -> str | None:
     widths = []
     for sums in state.measured.layers.values():
         if not sums.about.inner and sums.origins:
-            width = narrow(*horizon_of(sums), LEVEL, stop_when)
-            if width is None:
+            told, sure, horizon = horizon_of(sums)
+            width = narrow(told, horizon, LEVEL, stop_when)
+            if width is None or narrow(sure, horizon, LEVEL, stop_when) is None:
                 return None
             widths.append(width)
     if not widths:
