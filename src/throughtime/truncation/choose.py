@@ -109,7 +109,7 @@ def window(
         measured.cut = partial(cut, model, head, modules)
     plan = measured.plan(asked)
     if len(first) > HEAD:
-        task = _task(measured, plan, StepReader(step, layers), cut, options)
+        task = _task(measured, plan, StepReader(step, layers), cut, Asked(**options))
         with untouched(model):
             whole, end = stream(model, chain(first, given), task, how, rng, count, progress)
         flow = flow_of(whole.layers, task.asked)
@@ -132,13 +132,13 @@ def _cut(
     return cut_gradients(model, batches, step, layers, steps, size)
 
 
-def _task(measured: _Measured, plan: Plan, reader: StepReader, cut: Cut, options: Options) -> WindowTask:
+def _task(measured: _Measured, plan: Plan, reader: StepReader, cut: Cut, asked: Asked) -> WindowTask:
     """What is done with each batch of many."""
     windows = (*(Window(size, size) for size in plan.sizes), *plan.pairs) if not measured.backwards else ()
     weights = sum(value.numel() for trace in measured.traces for value in trace.weights.tensors().values())
     groups = groups_of(weights, len(windows) + 1)
     through = cut if measured.cut is not None else None
-    return WindowTask(reader, Asked(**(options | Options(bias="all"))), windows, groups, through)
+    return WindowTask(reader, replace(asked, bias="all"), windows, groups, through)
 
 
 @dataclass(frozen=True)
