@@ -117,3 +117,30 @@ def test_what_float32_rounds_coarsely_is_not_held_against_the_terms(key, loss):
             digits = 3e-6 if power > -130 else 3e-3  # what entered was rounded too
             np.testing.assert_allclose(layer.share, wanted.share, atol=digits)
             np.testing.assert_allclose(layer.bias, wanted.bias, atol=digits)
+
+
+@pytest.mark.parametrize(("key", "gate"), [("gru", 0), ("gru", 1), ("lstm", 1)])
+@pytest.mark.parametrize("loss", ["last step", "every step"])
+def test_a_gate_whose_gradient_is_1e_minus_26_of_the_others(key, gate, loss):
+    """σ(−60) = 9e-27: the gate's terms are numbers of float32, but their squares are not."""
+    flows = []
+    for dtype in (torch.float32, torch.float64):
+        model = layer_of(Scene(key, loss, hidden=6, inputs=3), dtype)
+        with torch.no_grad():
+            model.get_parameter("bias_ih_l0").unflatten(0, (-1, 6))[gate] -= 60
+        x = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with tt.record(model) as made:
+            LOSSES[loss](model(x.to(dtype))[0], []).backward()
+        flows.append(made.flow(demand=False).layers["rnn"])
+    got, wanted = flows
+    blocks = 0
+    for name, terms in wanted.parameters.items():
+        for which, row in terms.gates.items():
+            told, near = got.parameters[name].gates[which], row.log10_norm > -38
+            blocks += bool(np.nanmax(row.log10_norm) < -20)
+            np.testing.assert_allclose(told.share, row.share, atol=1e-4, err_msg=f"{name} {which}")
+            np.testing.assert_allclose(
+                told.log10_norm[near], row.log10_norm[near], atol=1e-3, err_msg=f"{name} {which}"
+            )
+            assert told.residual <= 1e-5
+    assert blocks >= 4  # of weights and biases

@@ -88,11 +88,13 @@ class Block:
     def pre(self) -> tuple[Tensor, ...]:
         """(L, R, B, P, H) for each bank: aligned adjoints of the pre-activations; in memory P comes first."""
         if self.pulled is None:
-            return self._pull(paths=False).pre
-        banks = zip(*(each.pre for each in self.pulled), strict=True)
-        return tuple(
-            self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
-        )
+            made = self._pull(paths=False).pre
+        else:
+            banks = zip(*(each.pre for each in self.pulled), strict=True)
+            made = tuple(
+                self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
+            )
+        return tuple(bank.to(self.linearization.terms_in) for bank in made)
 
     @cached_property
     def sums(self) -> tuple[Tensor, ...]:
