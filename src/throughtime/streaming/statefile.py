@@ -15,7 +15,7 @@ from torch import Tensor
 from throughtime.errors import InputError
 from throughtime.streaming.sums import from_plain, plain
 
-FORMAT = "throughtime-state/2"
+FORMAT = "throughtime-state/3"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
