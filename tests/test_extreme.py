@@ -144,3 +144,35 @@ def test_a_gate_whose_gradient_is_1e_minus_26_of_the_others(key, gate, loss):
             )
             assert told.residual <= 1e-5
     assert blocks >= 4  # of weights and biases
+
+
+@pytest.mark.parametrize("power", BEYOND)
+def test_estimates_from_some_origins_of_any_size(power):
+    scene = Scene("gru", "every step", steps=9, hidden=3)
+    got, wanted = (record(scene, k).sample(6, groups=3, tolerance=0)["rnn"] for k in (power, 0))
+    for name in ("share", "share_error", "beyond", "beyond_error", "squared_bias", "squared_bias_error"):
+        np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("power", BEYOND)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_windows_of_a_gradient_of_any_size(power, layers):
+    torch.manual_seed(0)
+    model = torch.nn.GRU(2, 3, layers).double()
+    x = torch.randn(12, 5, 2, dtype=torch.float64)
+
+    def told(k: int) -> tt.WindowReport:
+        return tt.window(
+            model, (x,), lambda model, batch: model(batch[0])[0].square().sum() * 2.0**k, needed_lag=2, cost=False
+        )
+
+    got, wanted = told(power), told(0)
+    assert got.recommended == wanted.recommended
+    for which in ("chunks", "sliding", "pairs"):
+        for row, truth in zip(getattr(got, which), getattr(wanted, which), strict=True):
+            for each, other in (
+                (row.whole, truth.whole),
+                *((row.layers[name], truth.layers[name]) for name in truth.layers),
+            ):
+                for name in ("bias", "cosine", "low", "high"):
+                    np.testing.assert_allclose(getattr(each, name), getattr(other, name), rtol=1e-8, atol=1e-12)
