@@ -81,6 +81,13 @@ class Block:
         lin = self.linearization
         return lin.cell.total(lin.trace.weights, self.aligned, self.factors)
 
+    @cached_property
+    def apart(self) -> Tensor:
+        """(L, R, B, H): `total` with each row times its own 2^exponent, so that none underflows beside a larger one."""
+        lin = self.linearization
+        alike = self.aligned is self.adjoint
+        return self.total if alike else lin.cell.total(lin.trace.weights, self.adjoint, self.factors)
+
     def _pull(self, paths: bool) -> Pulled:
         return self.linearization.pull(self.window, self.take, self.aligned, paths)
 
