@@ -117,3 +117,62 @@ def test_what_float32_rounds_coarsely_is_not_held_against_the_terms(key, loss):
             digits = 3e-6 if power > -130 else 3e-3  # what entered was rounded too
             np.testing.assert_allclose(layer.share, wanted.share, atol=digits)
             np.testing.assert_allclose(layer.bias, wanted.bias, atol=digits)
+
+
+@pytest.mark.parametrize(("key", "gate"), [("gru", 0), ("gru", 1), ("lstm", 1)])
+@pytest.mark.parametrize("loss", ["last step", "every step"])
+def test_a_gate_whose_gradient_is_1e_minus_26_of_the_others(key, gate, loss):
+    """σ(−60) = 9e-27: the gate's terms are numbers of float32, but their squares are not."""
+    flows = []
+    for dtype in (torch.float32, torch.float64):
+        model = layer_of(Scene(key, loss, hidden=6, inputs=3), dtype)
+        with torch.no_grad():
+            model.get_parameter("bias_ih_l0").unflatten(0, (-1, 6))[gate] -= 60
+        x = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with tt.record(model) as made:
+            LOSSES[loss](model(x.to(dtype))[0], []).backward()
+        flows.append(made.flow(demand=False).layers["rnn"])
+    got, wanted = flows
+    blocks = 0
+    for name, terms in wanted.parameters.items():
+        for which, row in terms.gates.items():
+            told, near = got.parameters[name].gates[which], row.log10_norm > -38
+            blocks += bool(np.nanmax(row.log10_norm) < -20)
+            np.testing.assert_allclose(told.share, row.share, atol=1e-4, err_msg=f"{name} {which}")
+            np.testing.assert_allclose(
+                told.log10_norm[near], row.log10_norm[near], atol=1e-3, err_msg=f"{name} {which}"
+            )
+            assert told.residual <= 1e-5
+    assert blocks >= 4  # of weights and biases
+
+
+@pytest.mark.parametrize("power", BEYOND)
+def test_estimates_from_some_origins_of_any_size(power):
+    scene = Scene("gru", "every step", steps=9, hidden=3)
+    got, wanted = (record(scene, k).sample(6, groups=3, tolerance=0)["rnn"] for k in (power, 0))
+    for name in ("share", "share_error", "beyond", "beyond_error", "squared_bias", "squared_bias_error"):
+        np.testing.assert_allclose(getattr(got, name), getattr(wanted, name), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("power", BEYOND)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_windows_of_a_gradient_of_any_size(power, layers):
+    torch.manual_seed(0)
+    model = torch.nn.GRU(2, 3, layers).double()
+    x = torch.randn(12, 5, 2, dtype=torch.float64)
+
+    def told(k: int) -> tt.WindowReport:
+        return tt.window(
+            model, (x,), lambda model, batch: model(batch[0])[0].square().sum() * 2.0**k, needed_lag=2, cost=False
+        )
+
+    got, wanted = told(power), told(0)
+    assert got.recommended == wanted.recommended
+    for which in ("chunks", "sliding", "pairs"):
+        for row, truth in zip(getattr(got, which), getattr(wanted, which), strict=True):
+            for each, other in (
+                (row.whole, truth.whole),
+                *((row.layers[name], truth.layers[name]) for name in truth.layers),
+            ):
+                for name in ("bias", "cosine", "low", "high"):
+                    np.testing.assert_allclose(getattr(each, name), getattr(other, name), rtol=1e-8, atol=1e-12)

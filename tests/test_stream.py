@@ -743,10 +743,16 @@ def test_a_limit_is_a_number_of_batches(limit):
         layer(net(), data(3), error, limit=limit)
 
 
-def test_no_horizon_is_told_of_a_gradient_whose_square_is_no_number():
-    got = layer(net(), data(9), lambda model, batch: error(model, batch) * 1e-200)
-    assert np.isnan(got.bias).all()
-    assert set(got.horizon.values()) == {None}
+@pytest.mark.parametrize("power", [-900, -300, 300, 700])
+def test_a_gradient_whose_square_is_no_number_has_its_horizon_and_intervals(power):
+    got, wanted = (layer(net(), data(9), lambda model, batch, k=k: error(model, batch) * 2.0**k) for k in (power, 0))
+    np.testing.assert_allclose(got.bias, wanted.bias, rtol=1e-10)
+    assert got.horizon == wanted.horizon
+    assert got.intervals.horizon == wanted.intervals.horizon
+    for name in ("bias", "share", "log10_arriving"):
+        np.testing.assert_allclose(
+            getattr(got.intervals, name), getattr(wanted.intervals, name), rtol=1e-8, err_msg=name
+        )
 
 
 class BothWays(nn.Module):

@@ -81,6 +81,13 @@ class Block:
         lin = self.linearization
         return lin.cell.total(lin.trace.weights, self.aligned, self.factors)
 
+    @cached_property
+    def apart(self) -> Tensor:
+        """(L, R, B, H): `total` with each row times its own 2^exponent, so that none underflows beside a larger one."""
+        lin = self.linearization
+        alike = self.aligned is self.adjoint
+        return self.total if alike else lin.cell.total(lin.trace.weights, self.adjoint, self.factors)
+
     def _pull(self, paths: bool) -> Pulled:
         return self.linearization.pull(self.window, self.take, self.aligned, paths)
 
@@ -88,11 +95,13 @@ class Block:
     def pre(self) -> tuple[Tensor, ...]:
         """(L, R, B, P, H) for each bank: aligned adjoints of the pre-activations; in memory P comes first."""
         if self.pulled is None:
-            return self._pull(paths=False).pre
-        banks = zip(*(each.pre for each in self.pulled), strict=True)
-        return tuple(
-            self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
-        )
+            made = self._pull(paths=False).pre
+        else:
+            banks = zip(*(each.pre for each in self.pulled), strict=True)
+            made = tuple(
+                self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
+            )
+        return tuple(bank.to(self.linearization.terms_in) for bank in made)
 
     @cached_property
     def sums(self) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.paths import Paths
 from throughtime.reducers.signal_to_noise import SignalToNoise
+from throughtime.scaled import is_small, least
 from throughtime.streaming.intervals import LEVEL, intervals
 from throughtime.streaming.sums import LayerSums
 

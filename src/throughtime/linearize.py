@@ -12,6 +12,7 @@ from throughtime.cells.cell import Pulled, Tensors, pull_by_autograd
 from throughtime.trace import Trace
 
 Pick = Callable[[Tensor], Tensor]
+FAR = 2.0**-36  # of what enters: where a gradient lies so far below, squares of its terms may leave float32
 
 
 class Window:
@@ -58,6 +59,26 @@ class Linearization:
     def whole(self) -> Window:
         """All steps, kept: for many origins, which pass through every step at every lag."""
         return self.window(0, self.trace.steps)
+
+    @cached_property
+    def terms_in(self) -> torch.dtype:
+        """The dtype in which terms are made and multiplied: float64 where a gate block has a gradient below `FAR`.
+
+        Of a gate at σ(−60) the terms are 1e-26 of the others', and their squares no numbers of float32.
+        """
+        home, trace = self._home[0], self.trace
+        if home is not self:
+            return home.terms_in
+        blocks = [
+            value.reshape(max(1, len(self.cell.blocks(name))), -1).abs().amax(1)
+            for name, value in trace.weight_gradients.items()
+            if value.numel()
+        ]
+        if trace.carries.dtype != torch.float32 or not blocks:
+            return trace.carries.dtype
+        peaks = torch.cat(blocks)
+        far = (peaks > 0) & (peaks < FAR * trace.gradient.abs().amax())
+        return torch.float64 if far.any() else torch.float32
 
     def part(self, sequences: slice) -> Linearization:
         """The same of some sequences; logits that it meets are kept in the whole."""

@@ -23,6 +23,7 @@ from throughtime.errors import InputError
 from throughtime.flow import Array
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, flat, rows_of
+from throughtime.scaled import exponent_of
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
 
@@ -78,10 +79,12 @@ def sample(
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
         lin = Linearization(trace)
         given = flat(lin, dict(trace.weight_gradients))
+        unit = exponent_of([given])  # from here on in units of 2^unit: squares of 1e-200 leave float64
+        given *= 2.0**-unit
         kept = given.new_empty(told, groups, len(given))  # G(τ) by group
         left = given.new_empty(groups, len(given))  # beyond the last lag
         for group, part in enumerate(parts):
-            kept[:, group], left[group] = _terms(part, told)
+            kept[:, group], left[group] = _terms(part, told, unit)
     scale = len(there) / size
     kept *= scale
     left *= scale
@@ -103,8 +106,8 @@ def sample(
         share_error=share_error,
         beyond=beyond,
         beyond_error=beyond_error,
-        squared_norm=squared.numpy(),
-        squared_norm_error=(squared_error * rest**0.5).numpy(),
+        squared_norm=(squared * 2.0**unit * 2.0**unit).numpy(),
+        squared_norm_error=(squared_error * rest**0.5 * 2.0**unit * 2.0**unit).numpy(),
         squared_bias=(bias / square).numpy(),
         squared_bias_error=(bias_error * rest**0.5 / square).numpy(),
     )
@@ -129,11 +132,12 @@ def _told(parts: list[Trace], max_lag: int | None, tolerance: float, trace: Trac
     return min(most, *tails)
 
 
-def _terms(part: Trace, told: int) -> tuple[Tensor, Tensor]:
-    """G(τ) of one group (told, W), and what lies beyond (W,)."""
+def _terms(part: Trace, told: int, unit: int) -> tuple[Tensor, Tensor]:
+    """G(τ) of one group (told, W), and what lies beyond (W,), in units of 2^unit."""
     kept = LagTerms(Linearization(part), told)
     sweep(kept.linearization, [kept], 0, told - 1)
-    return kept.scaled("terms").value().T, kept.scaled("tail").value()[:, 0]
+    terms, tail = (kept.scaled(name).in_units(unit).value() for name in ("terms", "tail"))
+    return terms.T, tail[:, 0]
 
 
 def _mean(values: Tensor, rest: float) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import torch
 from throughtime.block import Block
 from throughtime.flow import Adjoint
 from throughtime.linearize import Linearization
-from throughtime.reducers.reducer import Reducer, row_squares
+from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import Scaled, exponent_of, power_of_two, scaled_of, tensor_of
 from throughtime.trace import PORTION, slices
 
@@ -27,8 +27,9 @@ class Adjoints(Reducer):
         super().__init__(linearization)
         trace = linearization.trace
         self.states = list(trace.cell.states) if len(trace.cell.states) > 1 else []
-        self.sequences = Scaled.zeros(trace.batch, trace.steps)
-        self.totals = Scaled.zeros(trace.batch, trace.steps)  # Σ‖total adjoint‖²
+        # By sequence and lag, each with its own exponent: a sequence may lie 1e-200 below its neighbour.
+        self.place = trace.steps * torch.arange(trace.batch)
+        self.sequences, self.totals = (Scaled.zeros(trace.batch * trace.steps) for _ in range(2))  # Σ‖λ‖², of the total
         self.unit = exponent_of([trace.gradient])
         self.entered = torch.zeros(trace.batch, trace.steps, dtype=torch.float64)  # by origin: at lag 0, times 4^unit
         pairs = loss_pairs(linearization)
@@ -43,27 +44,33 @@ class Adjoints(Reducer):
 
     def update(self, block: Block) -> None:
         assert block.lags is not None
-        exponent = 2 * block.common
         # In float64: one unit or state may lie so far below its neighbour that its square leaves float32.
         squares = block.total.double().square()
         units = squares.sum((1, 2)).T
         self.add("units", block, units)
-        totals = squares.sum(-1)
-        by_sequence = (totals if block.total is block.adjoint else row_squares(block)).sum(1).T
-        self.sequences.add_at(block.lags, by_sequence, exponent, block.sequences)
-        self.add("squares", block, by_sequence.sum(0))
+        top = block.exponent.amax(1)  # (L, B)
+        lift = power_of_two(2 * (block.exponent - top[:, None]))
+        totals = (squares if block.apart is block.total else block.apart.double().square()).sum(-1)
+        own = block.apart is block.adjoint
+        rows = totals if own else torch.linalg.vector_norm(block.adjoint, dim=-1).double().square()
+        by_sequence = (rows * lift).sum(1)
+        index = (block.lags[:, None] + self.place[block.sequences]).flatten()
+        self.sequences.add_at(index, by_sequence.flatten(), 2 * top.flatten())
+        self.totals.add_at(index, (totals * lift).sum(1).flatten(), 2 * top.flatten())
+        self.add("squares", block, (by_sequence * power_of_two(2 * (top - block.common[:, None]))).sum(1))
         self.add("total", block, units.sum(0))
-        self.totals.add_at(block.lags, totals.sum(1).T, exponent, block.sequences)
         for place in (block.lags == 0).nonzero().flatten().tolist():
-            at_origin = totals[place] * power_of_two(exponent[place] - 2 * self.unit)
+            at_origin = totals[place] * power_of_two(2 * (block.exponent[place] - self.unit))
             self.entered[block.sequences, block.origins] += at_origin.T.detach().cpu()
         if self.states:
             parts = [part.double().square().sum((1, 2, 3)) for part in block.linearization.cell.split(block.aligned)]
             self.add("states", block, torch.stack([*parts, units.sum(0)]))
 
     def join(self, one: Adjoints, other: Adjoints) -> None:
-        self.sequences = one.sequences.beside(other.sequences)
-        self.totals = one.totals.beside(other.totals)
+        for name in ("sequences", "totals"):
+            parts = getattr(one, name), getattr(other, name)
+            beside = Scaled(*(torch.cat([getattr(part, kind) for part in parts]) for kind in ("mantissa", "exponent")))
+            setattr(self, name, beside)
         self.unit = max(one.unit, other.unit)
         self.entered = torch.cat([each.entered * 4.0 ** (each.unit - self.unit) for each in (one, other)])
         self.sequence_pairs = torch.cat((one.sequence_pairs, other.sequence_pairs), dim=1)
@@ -76,10 +83,9 @@ class Adjoints(Reducer):
     def by_sequence(self) -> tuple[np.ndarray, np.ndarray]:
         """(lag, sequence): `by_sequence` and `arriving_by_sequence` of `throughtime.flow.Adjoint`."""
         pairs = _log10(self.sequence_pairs.double().numpy())
-        return (
-            0.5 * (self.sequences.log10().T - pairs),
-            0.5 * (self.totals.log10().T - _log10(_from_lag(self.entered).T.numpy())) - self.unit * np.log10(2),
-        )
+        entered = _log10(_from_lag(self.entered).T.numpy()) + 2 * self.unit * np.log10(2)
+        squares, totals = (part.log10().reshape(pairs.shape[::-1]).T for part in (self.sequences, self.totals))
+        return 0.5 * (squares - pairs), 0.5 * (totals - entered)
 
     def finish(self) -> Adjoint:
         """See `throughtime.flow.Adjoint`."""

@@ -121,7 +121,9 @@ def grouped(linearization: Linearization) -> list[Blocks]:
 
 def operand(block: Block, name: str) -> Tensor | None:
     """The operand at the block's rows: (L, R·B, width); None for a bias."""
-    return None if name == "1" else block.take(block.window.operands[name]).flatten(1, 2)
+    if name == "1":
+        return None
+    return block.take(block.window.operands[name]).flatten(1, 2).to(block.linearization.terms_in)
 
 
 def add_terms(group: Blocks, block: Block, total: Tensor | None) -> Tensor:
@@ -157,7 +159,8 @@ def pre_first(block: Block, bank: int = 0) -> Tensor:
 
 def _by_autograd(block: Block, name: str) -> Tensor:
     """(1, L, 1, numbers of the parameter): its term at each lag."""
-    return torch.stack([terms[name].flatten() for terms in block.by_autograd])[None, :, None]
+    made = torch.stack([terms[name].flatten() for terms in block.by_autograd])[None, :, None]
+    return made.to(block.linearization.terms_in)
 
 
 def term_squares(block: Block, groups: list[Blocks]) -> Tensor:

@@ -6,12 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from throughtime.block import Block
 from throughtime.linearize import Linearization
-from throughtime.scaled import Later, Scaled, power_of_two, scaled_of, tensor_of
+from throughtime.scaled import Later, Scaled, scaled_of, tensor_of
 
 
 class Reducer:
@@ -85,9 +84,3 @@ class Reducer:
 
     def join(self, one: Any, other: Any) -> None:
         """For the merged one of two: what they keep besides their sums."""
-
-
-def row_squares(block: Block) -> Tensor:
-    """‖λ‖² of each row and sequence (L, R, B), float64, in units of 4^common: no row underflows before it is summed."""
-    squares = torch.linalg.vector_norm(block.adjoint, dim=-1).double().square()
-    return squares * power_of_two(2 * (block.exponent - block.common[:, None, None]))

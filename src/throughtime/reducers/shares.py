@@ -33,8 +33,7 @@ class Shares(Reducer):
         # Blocks, and all that is taken away from them, are told in units of 2^unit, near the largest entry of G: squares of
         # a gradient of 1e-30 leave float32.
         self.unit = exponent_of(self.blocks)
-        dtype = trace.carries.dtype
-        self.blocks = [(block * 2.0**-self.unit).to(dtype) for block in self.blocks]
+        self.blocks = [(block * 2.0**-self.unit).to(linearization.terms_in) for block in self.blocks]
         self.squares = torch.cat([block.double().square().sum((1, 2)) for block in self.blocks]).cpu()
         self.projected: WeakKeyDictionary[Window, list[Tensor | None]] = WeakKeyDictionary()
         self.swept = False  # whether a tail was
@@ -65,7 +64,9 @@ class Shares(Reducer):
         if block.window not in self.projected:
             ops = block.window.operands
             self.projected[block.window] = [
-                ops[group.operand].flatten(0, 1) @ g.mT if group.operand in ops and not group.elementwise else None
+                ops[group.operand].flatten(0, 1).to(g.dtype) @ g.mT
+                if group.operand in ops and not group.elementwise
+                else None
                 for group, g in zip(self.groups, self.blocks, strict=True)
             ]
         steps, out = block.window.last - block.window.first, []

@@ -23,6 +23,7 @@ from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
 from throughtime.reducers.lag_terms import LagTerms, rows_of
+from throughtime.scaled import least
 from throughtime.streaming.intervals import SURE
 from throughtime.streaming.sums import SEQUENCES, LayerSums
 from throughtime.sweep import sweep

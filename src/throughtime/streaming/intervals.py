@@ -34,7 +34,10 @@ ENOUGH = 8  # blocks from which on larger blocks are used
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over blocks of numerators y (..., L), their squares, their products with denominators z, and of z, z²."""
+    """Sums over blocks of numerators y (..., L), their squares, their products with denominators z, and of z, z².
+
+    y and z are squares of gradients in units of 4^unit: fourth powers of 1e-80 are no float64.
+    """
 
     count: int
     y: Tensor
@@ -42,10 +45,16 @@ class Moments:
     yz: Tensor
     z: Tensor
     zz: Tensor
+    unit: int = 0
 
     def __add__(self, other: Moments) -> Moments:
-        parts = (_sum(getattr(self, name), getattr(other, name)) for name in ("y", "yy", "yz", "z", "zz"))
-        return Moments(self.count + other.count, *parts)
+        unit = max(self.unit, other.unit)
+        pairs = zip(self._in_units(unit), other._in_units(unit), strict=True)
+        return Moments(self.count + other.count, *(_sum(a, b) for a, b in pairs), unit=unit)
+
+    def _in_units(self, unit: int) -> tuple[Tensor, ...]:
+        square = 4.0 ** (self.unit - unit)
+        return self.y * square, *(part * square**2 for part in (self.yy, self.yz)), self.z * square, self.zz * square**2
 
     def of_difference(self, ratio: Tensor | float) -> tuple[Tensor, Tensor]:
         """Mean of y − ratio · z over blocks, and its standard error."""
@@ -63,26 +72,33 @@ class Moments:
         return torch.where(self.z > 0, bounds, unbounded).numpy()
 
 
-def _moments(y: Tensor, z: Tensor) -> Moments:
-    return Moments(1, y, y.square(), y * z, z, z.square())
+def _moments(y: Tensor, z: Tensor, unit: int) -> Moments:
+    return Moments(1, y, y.square(), y * z, z, z.square(), unit)
 
 
 @dataclass(frozen=True)
 class Block:
-    """An open block: Σ_j of the terms G_j(τ) (W, L) and tails (W,).
+    """An open block: Σ_j of the terms G_j(τ) (W, L) and tails (W,), in units of 2^unit.
 
-    own: (2, L) Σ_j ‖R_j(K)‖² and Σ_j ⟨G_j(τ), G_j⟩. whole: Σ_j ‖G_j‖².
+    own: (2, L) Σ_j ‖R_j(K)‖² and Σ_j ⟨G_j(τ), G_j⟩. whole: Σ_j ‖G_j‖². Both in units of 4^unit.
     """
 
     terms: Tensor
     tail: Tensor
     own: Tensor
     whole: Tensor
+    unit: int = 0
 
     def __add__(self, other: Block) -> Block:
-        return Block(
-            _sum(self.terms, other.terms), self.tail + other.tail, _sum(self.own, other.own), self.whole + other.whole
-        )
+        unit = max(self.unit, other.unit)
+        pairs = zip(self._in_units(unit), other._in_units(unit), strict=True)
+        return Block(*(_sum(a, b) for a, b in pairs), unit=unit)
+
+    def _in_units(self, unit: int) -> tuple[Tensor, ...]:
+        if unit == self.unit:
+            return self.terms, self.tail, self.own, self.whole
+        part = 2.0 ** (self.unit - unit)
+        return self.terms * part, self.tail * part, self.own * part**2, self.whole * part**2
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """`own` and `whole` of the block taken as one batch."""
@@ -125,7 +141,7 @@ def _put(
     both = block + sister if number % 2 else sister + block
     pairs = 2 ** (level + 1) * (2 ** (level + 1) - 1)
     squares, whole = both.squares()
-    moments = _moments((squares - both.own) / pairs, (whole - both.whole) / pairs)
+    moments = _moments((squares - both.own) / pairs, (whole - both.whole) / pairs, both.unit)
     closed[level + 1] = closed[level + 1] + moments if level + 1 in closed else moments
     if level + 1 < TOP:
         _put(waiting, closed, level + 1, number // 2, both)
@@ -133,10 +149,12 @@ def _put(
 
 def block_of(batch: int, terms: Scaled, tail: Scaled, squares: Scaled, entering: Scaled) -> Blocks:
     """One batch. terms (W, L), tail (W, 1): see `throughtime.reducers.lag_terms`; squares, entering: (T,) of adjoints."""
-    block = Block(terms.value(), tail.value()[:, 0], torch.zeros(0), torch.zeros(0))
-    own, whole = block.squares()
-    block = Block(block.terms, block.tail, own, whole)
-    return Blocks({0: {batch: block}}, {}, _moments(squares.value(), entering.value()))
+    unit = max(-1000, int(terms.exponent.max()), int(tail.exponent.max()))
+    values = terms.in_units(unit).value(), tail.in_units(unit).value()[:, 0]
+    block = Block(*values, *Block(*values, torch.zeros(0), torch.zeros(0)).squares(), unit)
+    power = int(entering.exponent.max()) // 2
+    arriving = _moments(squares.in_units(2 * power).value(), entering.in_units(2 * power).value(), power)
+    return Blocks({0: {batch: block}}, {}, arriving)
 
 
 def _sum(one: Tensor, other: Tensor) -> Tensor:

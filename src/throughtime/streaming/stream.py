@@ -219,7 +219,7 @@ def check_kept(kept: dict[str, Any]) -> None:
         raise ValueError("other batches are counted than added up")
     if any(len(each) != 2 for each in kept["told"].values()) or any(len(each) != 16 for each in kept["first"].values()):
         raise ValueError("lists of another length")
-    if any(sums.steps != sums.tensor("entering.squares").shape[-1] for sums in layers.values()):
+    if any(sums.steps != sums.scaled("entering.squares").exponent.shape[-1] for sums in layers.values()):
         raise ValueError("another number of steps")
 
 

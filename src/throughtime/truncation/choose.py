@@ -30,7 +30,7 @@ from throughtime.training_step import Step, as_step, as_stream, untouched
 from throughtime.truncation.advice import advised, few, first_of, within
 from throughtime.truncation.cut import cut_gradients
 from throughtime.truncation.gather import HEAD, Cut, Gathered, WindowTask, groups_of, losses_of
-from throughtime.truncation.gradient import Window, gradients
+from throughtime.truncation.gradient import Window, gradients, unit_of
 from throughtime.truncation.lost import LEAST_GROUPS, Comparison, Lost, Moments, compared
 from throughtime.truncation.passes import Layer, layer_of, measure
 from throughtime.truncation.result import Row, WindowReport
@@ -164,6 +164,7 @@ class _Measured:
         self.outer = [trace.name for trace in traces if trace.cell.compound or trace.module not in stacks]
         self.comparisons: dict[str, Comparison] = {}
         self.moments: dict[Window, dict[str, Moments]] = {}
+        self.unit = max(unit_of(trace) for trace in traces)
         self.planned = 1
         self.cut: Callable[[int], list[Tensors] | None] | None = None
         self.whole: list[Tensors] | None = None
@@ -196,7 +197,7 @@ class _Measured:
             for trace in self.traces:
                 with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
                     if trace.name not in self.comparisons:
-                        self.comparisons[trace.name] = Comparison(Linearization(trace))
+                        self.comparisons[trace.name] = Comparison(Linearization(trace), self.unit)
                     found[trace.name] = self.comparisons[trace.name].moments(window)
             self.moments[window] = found
         return self.moments[window]
@@ -217,7 +218,8 @@ class _Measured:
                 self.cut = None
                 return None
             whole, cut = (
-                [torch.stack([batch[name] for batch in each]) for name in names] for each in (self.whole, kept)
+                [torch.stack([batch[name] for batch in each]) * 2.0**-self.unit for name in names]
+                for each in (self.whole, kept)
             )
             found[trace.name] = compared(whole, cut)
         return found

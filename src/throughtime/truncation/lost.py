@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from throughtime.linearize import Linearization
-from throughtime.truncation.gradient import Window, truncated, unit_of
+from throughtime.truncation.gradient import Window, truncated
 
 GROUPS = 8  # of sequences, that are left out one after another
 LEAST_GROUPS = 4  # fewer make no interval
@@ -65,11 +65,14 @@ class Moments:
 
 
 class Comparison:
-    """Compares the gradients of windows with the whole one, in one layer. G is the terms' own sum, by the same sweep."""
+    """Compares the gradients of windows with the whole one, in one layer. G is the terms' own sum, by the same sweep.
 
-    def __init__(self, linearization: Linearization) -> None:
+    unit: of 2^unit, the same in all layers whose moments are added up: squares of a gradient may leave the range of floats.
+    """
+
+    def __init__(self, linearization: Linearization, unit: int) -> None:
         trace = linearization.trace
-        self.linearization, self.unit = linearization, unit_of(trace)
+        self.linearization, self.unit = linearization, unit
         weights = sum(value.numel() for value in trace.weights.tensors().values())
         count = min(GROUPS, trace.batch, max(1, ENTRIES // weights))
         bounds = np.linspace(0, trace.batch, (count if count >= LEAST_GROUPS else 1) + 1).astype(int).tolist()
@@ -82,18 +85,18 @@ class Comparison:
             kept = self.whole
         else:
             kept = truncated(self.linearization, window, self.sequences, self.unit)
-        return compared(self.whole, kept, self.unit)
+        return compared(self.whole, kept)
 
 
-def compared(whole: Sequence[Tensor], kept: Sequence[Tensor], unit: int = 0) -> Moments:
-    """Of gradients, each (groups, …), in units of 2^unit."""
+def compared(whole: Sequence[Tensor], kept: Sequence[Tensor]) -> Moments:
+    """Of gradients, each (groups, …)."""
     groups = len(whole[0])
     sums = np.zeros((4, 1 + groups))
     for g, k in zip(whole, kept, strict=True):
         g, k = (_left_out([part.double() for part in each]) for each in (g, k))
         for place, (a, b) in enumerate(zip(g, k, strict=True)):
             sums[:, place] += [float((u * v).sum()) for u, v in ((a, a), (b, b), (a - b, a - b), (a, b))]
-    return Moments(*(sums[:, : groups + 1 if groups >= LEAST_GROUPS else 1] * 4.0**unit))
+    return Moments(*(sums[:, : groups + 1 if groups >= LEAST_GROUPS else 1]))
 
 
 def _left_out(parts: Sequence) -> list:
