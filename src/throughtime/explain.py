@@ -102,8 +102,8 @@ def keep_freed_memory() -> None:
     """Let this process keep up to 62 MB of what it frees, once and for all.
 
     A sweep frees and takes the same few megabytes again and again. glibc gives them back to the system each time, and every
-    page that comes again has to be cleared: a fifth of the time of short sequences. It keeps twice the largest mapped array that
-    was ever freed, up to this size; freeing one that was never written to costs nothing. Elsewhere this does nothing.
+    page that comes again has to be cleared: a fifth of the time of short sequences. It keeps twice the largest mapped array
+    that was ever freed, up to this size; freeing one that was never written to costs nothing. Elsewhere this does nothing.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
