@@ -1,6 +1,12 @@
 """What the decomposition holds: no more than it needs."""
 
+import platform
+import subprocess
+import sys
+from textwrap import dedent
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +65,22 @@ def test_portions_say_the_same_as_all_steps_at_once(monkeypatch):
         np.testing.assert_array_equal(gate.histogram, wanted.gates[name].histogram)
         np.testing.assert_array_equal(gate.logit_quantiles, wanted.gates[name].logit_quantiles)
     np.testing.assert_array_equal(got.entering, wanted.entering)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the pages of a process are glibc's to keep")
+def test_memory_of_one_decomposition_is_there_for_the_next():
+    """Each of its 1,700 pages would have to be cleared by the system again."""
+    run = """
+        import resource, torch, throughtime as tt
+        from throughtime.explain import explain
+        layer = torch.nn.GRU(32, 32)
+        with tt.record(layer) as rec:
+            layer(torch.randn(100, 16, 32))[0][-1].sum().backward()
+        traces = rec.traces()
+        for _ in range(4):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            explain(traces, demand=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(run)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300

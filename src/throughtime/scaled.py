@@ -136,9 +136,9 @@ class Scaled:
 
     def over(self, other: Scaled) -> np.ndarray:
         """The ratio to another sum, NaN for 0/0 and where nothing was added."""
-        ratio = self.mantissa / other.mantissa * power_of_two(self.exponent - other.exponent)
-        ratio[..., (self.exponent == EMPTY) | (other.exponent == EMPTY)] = torch.nan
-        return ratio.numpy()
+        ratio = (self.mantissa / other.mantissa * power_of_two(self.exponent - other.exponent)).numpy()
+        ratio[..., ((self.exponent == EMPTY) | (other.exponent == EMPTY)).numpy()] = np.nan
+        return ratio
 
     def value(self) -> Tensor:
         """The numbers as float64, 0 or infinite where they leave its range."""

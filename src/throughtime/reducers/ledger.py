@@ -192,54 +192,56 @@ class Ledger(Shares):
         it coarsely, has no residual.
         """
         small = least(self.linearization.trace.dtype) * 2.0**-self.unit
-        inner = self.tensor("inner")
-        cell, names, totals = self.linearization.cell, self.linearization.trace.names, self._total()
-        given = {name: value.double() * 2.0**-self.unit for name, value in given.items()}
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            places.setdefault(row.parameter, []).append(place)
+        inner, norms, names = self.tensor("inner"), self.norms, self.linearization.trace.names
+        whole = Scaled(torch.stack([norms.mantissa[at].sum(0) for at in places.values()]), norms.exponent)
+        scales, log10_whole = self._sizes(whole).sum(1).tolist(), _cut(0.5 * whole.log10(), tail_from)
+        share, log10 = _cut(over(inner, self.squares[:, None]), tail_from), _cut(0.5 * norms.log10(), tail_from)
+        off, size = self._off(given)
         parameters, residuals, errors = {}, [], []
-        for parameter in dict.fromkeys(row.parameter for row in self.rows):
-            at = [place for place, row in enumerate(self.rows) if row.parameter == parameter]
-            off = given[parameter] - totals[parameter] if parameter in given else None
-            blocks, stacked = {}, max(1, len(cell.blocks(parameter)))
+        for number, (parameter, at) in enumerate(places.items()):
+            name, blocks, scale, residual = names.get(parameter, parameter), {}, scales[number], float("nan")
             for place in at:
                 row = self.rows[place]
-                residual = float("nan")
-                if off is not None:
-                    left, whole = (part.reshape(stacked, -1)[row.index].norm() for part in (off, given[parameter]))
-                    residual = compared(float(left), float(whole), small)
-                residuals.append(residual)
-                if row.gate is None:
-                    continue
-                blocks[row.index] = Terms(
-                    name=names.get(parameter, parameter),
-                    gate=row.gate.rpartition(".")[2],  # of a stack's cell without the layer's name
-                    share=_cut(over(inner[place], self.squares[place]), tail_from),
-                    log10_norm=_cut(0.5 * self.norms.rows([place]).log10()[0], tail_from),
-                    residual=residuals[-1],
-                )
-            sizes = self.norms.rows(at).total()
-            residual = float("nan")
-            if off is not None:
-                scale = float(self._sizes(sizes).sum())
+                of_row = compared(off[place] ** 0.5, size[place] ** 0.5, small) if parameter in given else residual
+                residuals.append(of_row)
+                if row.gate is not None:
+                    gate = row.gate.rpartition(".")[2]  # of a stack's cell without the layer's name
+                    blocks[row.index] = Terms(name, gate, share[place], log10[place], of_row)
+            if parameter in given:
                 if self.tails is not None:
                     own = [t for group, t in zip(self.groups, self.tails, strict=True) if group.parameter == parameter]
                     scale += float(norm(own))
-                errors.append(compared(float(off.norm()), scale, small))
-                residual = compared(float(off.norm()), float(given[parameter].norm()), small)
-            parameters[names.get(parameter, parameter)] = Terms(
-                name=names.get(parameter, parameter),
+                left = sum(off[place] for place in at) ** 0.5
+                errors.append(compared(left, scale, small))
+                residual = compared(left, sum(size[place] for place in at) ** 0.5, small)
+            parameters[name] = Terms(
+                name=name,
                 gate=None,
                 share=_cut(over(inner[at].sum(0), self.squares[at].sum()), tail_from),
-                log10_norm=_cut(0.5 * sizes.log10(), tail_from),
+                log10_norm=log10_whole[number],
                 residual=residual,
                 gates={block.gate: block for _, block in sorted(blocks.items())},
             )
         return parameters, largest(residuals), largest(errors)
 
+    def _off(self, given: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+        """‖given − Σ_τ G(τ)‖² and ‖given‖² of each row, in units of 4^unit; NaN where it is not given."""
+        off, size = [], []
+        for group, block, left in zip(self.groups, self.blocks, self.rest.left, strict=True):
+            lacking = torch.full_like(block, torch.nan)
+            own = group.of(given[group.parameter]).double() * 2.0**-self.unit if group.parameter in given else lacking
+            off.append((own - block + left).square().sum((1, 2)))
+            size.append(own.square().sum((1, 2)))
+        return torch.cat(off).tolist(), torch.cat(size).tolist()
+
 
 def _cut(values: np.ndarray, tail_from: int | None) -> np.ndarray:
-    values = values.copy()
+    """(..., T) without what lies beyond the lags told apart."""
     if tail_from is not None:
-        values[tail_from:] = np.nan
+        values[..., tail_from:] = np.nan
     return values
 
 

@@ -8,8 +8,12 @@ autograd: one row a lag, which is the term itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from itertools import groupby
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +21,8 @@ from torch import Tensor
 from throughtime.block import Block
 from throughtime.linearize import Linearization
 from throughtime.scaled import power_of_two
+
+Made = TypeVar("Made")
 
 AUTOGRAD = "autograd"  # the operand of parameters that stand in no product
 
@@ -37,6 +43,20 @@ class Entry:
     elementwise: bool = False
 
 
+def once(make: Callable[[Linearization], Made]) -> Callable[[Linearization], Made]:
+    """The same function; what it made of a linearization is kept as long as that is."""
+    kept: WeakKeyDictionary[Linearization, Made] = WeakKeyDictionary()
+
+    @wraps(make)
+    def made(linearization: Linearization) -> Made:
+        if linearization not in kept:
+            kept[linearization] = make(linearization)
+        return kept[linearization]
+
+    return made
+
+
+@once
 def entries(linearization: Linearization) -> list[Entry]:
     """The rows of the ledger, in the order of the cell's products; parameters that the layer lacks are left out."""
     cell, there = linearization.cell, linearization.trace.weights.tensors()
@@ -103,6 +123,7 @@ class Blocks:
         return (p * x, None) if self.elementwise and x is not None else (p, x)
 
 
+@once
 def grouped(linearization: Linearization) -> list[Blocks]:
     """The rows of `entries` that one matrix product serves: of one parameter, operand and bank, places side by side."""
     numbered = enumerate(entries(linearization))

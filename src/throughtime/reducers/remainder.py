@@ -86,11 +86,13 @@ class Remainder:
             self._tell(lags[a:b], self.size, self.size)
             return
         order, squares = torch.argsort(lags[a:b]), []
+        turns = order.tolist()
         for group, (p, x) in enumerate(zip(ps, xs, strict=True)):
             left = self.left[group]
             terms = outer(p[:, a:b].transpose(0, 1), None if x is None else x[a:b].unsqueeze(1))  # (lags, K, H, width)
-            for term in (terms[place] for place in order.tolist()):
-                left = torch.sub(left, term, out=term)
+            each = terms.unbind()
+            for place in turns:
+                left = torch.sub(left, each[place], out=each[place])
             self.left[group] = left.clone()
             squares.append(torch.linalg.vector_norm(terms.flatten(1), dim=1).double().square())
         sizes = torch.stack(squares).sum(0).sqrt()[order.to(squares[0].device)]
