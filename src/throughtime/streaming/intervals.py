@@ -23,6 +23,7 @@ from torch import Tensor
 
 from throughtime.flow import Array, Intervals
 from throughtime.scaled import Scaled
+from throughtime.student_t import t_quantile
 
 LEVEL = 0.95
 TOP = 3  # blocks of 2³ batches: with more, little of their noise is left to be gained
@@ -151,8 +152,6 @@ def intervals(
     """The intervals of a layer; None with fewer than `LEAST` batches. bias, share, … (T,): those of the whole."""
     if blocks.arriving.count < LEAST:
         return None
-    from throughtime.verify import t_quantile
-
     level = max((each for each, moments in blocks.closed.items() if moments.count >= ENOUGH), default=1)
     if level not in blocks.closed or blocks.closed[level].count < LEAST // 2:
         return None  # batches that have no neighbours, of a run that was broken off
