@@ -32,8 +32,9 @@ from throughtime.recording.elementwise import MIXING
 from throughtime.recording.fused import FUSED, SINGLE, Masks, arguments
 from throughtime.recording.graph import LONG, hold
 from throughtime.recording.hooks import Edges, edge_of, hook, targets_of
+from throughtime.recording.in_series import SERIES, whole_of
 from throughtime.recording.layers import recurrent_layers
-from throughtime.recording.passages import SERIES, Passages, whole_of
+from throughtime.recording.passages import Passages
 from throughtime.recording.run import Run
 from throughtime.recording.traces import traces_of
 from throughtime.recording.ways import Ways
