@@ -50,10 +50,12 @@ def case_of(
     history: History | None,
     truth: Mapping[str, bool],
 ) -> Case:
+    """A case whose needed lag is the task's, where its user knows it."""
     return Case(family, name, seed, moment, layer, needs(layer, task.lag if task.told else None), history, truth)
 
 
 def network_of(task: Task, cell: str, way: str, seed: int, hidden: int = 24, **options: str) -> Network:
+    """A network for the task, begun in this way under a seed. options: of torch's layer."""
     torch.manual_seed(seed)
     network = Network(cell, task.inputs, task.outputs, hidden, **options)
     begin(network.rnn, way, task.lag + 1)
