@@ -70,7 +70,7 @@ class Adjoints(Reducer):
 
     def told(self) -> dict[str, Scaled | torch.Tensor]:
         """What adds up over batches: the sums, and by lag what entered (T,) at the pairs that reach back so far."""
-        entered = _from_lag(self.entered).sum(0)
+        entered = from_lag(self.entered).sum(0)
         return self.sums | {"entered": Scaled(entered, torch.full(entered.shape, 2 * self.unit))}
 
     def by_sequence(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +78,7 @@ class Adjoints(Reducer):
         pairs = _log10(self.sequence_pairs.double().numpy())
         return (
             0.5 * (self.sequences.log10().T - pairs),
-            0.5 * (self.totals.log10().T - _log10(_from_lag(self.entered).T.numpy())) - self.unit * np.log10(2),
+            0.5 * (self.totals.log10().T - _log10(from_lag(self.entered).T.numpy())) - self.unit * np.log10(2),
         )
 
     def finish(self) -> Adjoint:
@@ -120,9 +120,9 @@ def _count(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
     return _log10(pairs.double().numpy())
 
 
-def _from_lag(by_origin: torch.Tensor) -> torch.Tensor:
-    """(B, T) by origin to the sum over the origins that reach back to each lag."""
-    return by_origin.flip(1).cumsum(1).flip(1)
+def from_lag(by_origin: torch.Tensor) -> torch.Tensor:
+    """(…, T) by origin to the sum over the origins that reach back to each lag."""
+    return by_origin.flip(-1).cumsum(-1).flip(-1)
 
 
 def _log10(value: np.ndarray) -> np.ndarray:
