@@ -16,7 +16,7 @@ from benchmarks.pairs import Timing, compared, timing, turns
 from benchmarks.scene import WORKS, Scene
 from benchmarks.works import check_jacobians, check_scaling, check_terms
 
-QUICK, CHECK, FULL = MODES = ("quick", "check", "full")
+QUICK, CHECK, FULL = ("quick", "check", "full")
 JOB_B = Scene(128, 200, every=True)
 
 

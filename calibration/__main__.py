@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from calibration.runs import Case, groups, made
+from calibration.case import Case
+from calibration.groups import groups, made
 from calibration.score import THRESHOLDS, Score, chosen, fires, score, wilson
 from throughtime.diagnosis.rule import registry
 from throughtime.progress import bar
@@ -22,7 +23,7 @@ from throughtime.progress import bar
 PAGE = Path(__file__).parent.parent / "docs" / "calibration.md"
 LABELS = (
     "A label is how the network was built, what training then did, or what float64 autograd says; never a rule's own number "
-    "(`calibration/runs.py`). Vanishing: this beginning fails while another beginning of the same task, cell and seed learns. "
+    "(`calibration/groups/`). Vanishing: this beginning fails while another beginning of the same task, cell and seed learns. "
     "Exploding: gradient descent throws the network off, and does not when it is clipped at its median norm. Cut: float64 "
     "autograd gives exactly zero at the needed lag. Not a gradient problem: not vanishing, and the rest of the training gains "
     "nothing, because of shuffled labels, a tiny learning rate or too few units. Runs that neither learn nor clearly fail "

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from calibration.runs import Case
+from calibration.case import Case
 from throughtime.diagnosis.rule import registry
 
 RULES = "throughtime.diagnosis.rules."

@@ -13,27 +13,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import throughtime as tt
+from copies import CLOSE, Call, States, Sums, compare, drawn, loss_parts, stepped, terms
 from throughtime.flow import LayerFlow
 from throughtime.recording.elementwise import taken_out
 from throughtime.recording.hooks import edge_of
 
 T, B, D, H = 8, 4, 3, 4
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 KINDS = ["GRUCell", "LSTMCell", "RNNCell"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 DONE = (torch.rand(T, B, 1, generator=torch.Generator().manual_seed(3)) < 0.3).double()
-
-Call = Callable[[int, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""(step, input, states) to the new states."""
 
 
 class Loop(nn.Module):
@@ -49,9 +41,8 @@ class Loop(nn.Module):
         self.start = nn.Parameter(torch.randn(1, H))
         self.double()
 
-    def call(self, _: int, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        made = self.cell(x, states if len(states) > 1 else states[0])
-        return made if isinstance(made, tuple) else (made,)
+    def call(self, _: int, x: Tensor, states: States) -> States:
+        return stepped(self.cell, x, states)
 
     def forward(self, x: Tensor, call: Call | None = None) -> list[Tensor]:
         call, memory = call or self.call, drawn(5, B, H, seed=9)
@@ -81,48 +72,14 @@ class Loop(nn.Module):
         return outputs
 
 
-def loss_parts(outputs: list[Tensor], which: str) -> list[Tensor]:
-    """One a step."""
-    weights = drawn(len(outputs), B, 2, seed=7)
-    parts = [(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]
-    return parts if which == "every" else [0 * part for part in parts[:-1]] + parts[-1:]
-
-
 def measured(model: Loop, which: str) -> LayerFlow:
     with tt.record(model) as record:
         torch.stack(loss_parts(model(drawn(T, B, D)), which)).sum().backward()
     return record.flow(demand=False, tolerance=0).layers["cell"]
 
 
-def terms(model: Loop, which: str) -> dict[tuple[str, int], Tensor]:
-    """(weight, lag) → G(lag) by copies of the weights."""
-    plain = getattr(nn, type(model.cell).__name__)(model.cell.input_size, H).double()
-    copies = [{n: p.detach().clone().requires_grad_() for n, p in model.cell.named_parameters()} for _ in range(T)]
-
-    def call(k: int, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        made = functional_call(plain, copies[k], (x, states if len(states) > 1 else states[0]))
-        return made if isinstance(made, tuple) else (made,)
-
-    sums: dict[tuple[str, int], Tensor] = {}
-    parts = loss_parts(model(drawn(T, B, D), call), which)
-    for t, part in enumerate(parts):
-        flat = [(k, name, value) for k in range(t + 1) for name, value in copies[k].items()]
-        grads = torch.autograd.grad(part, [value for *_, value in flat], retain_graph=True, allow_unused=True)
-        for (k, name, _), grad in zip(flat, grads, strict=True):
-            if grad is not None:
-                key = f"cell.{name}", t - k
-                sums[key] = sums.get(key, torch.zeros_like(grad)) + grad
-    return sums
-
-
-def compare(layer: LayerFlow, sums: dict[tuple[str, int], Tensor]) -> None:
-    for name, told in layer.parameters.items():
-        whole = torch.stack([value for (parameter, _), value in sums.items() if parameter == name]).sum(0)
-        for lag in range(T):
-            term = sums.get((name, lag), torch.zeros_like(whole))
-            share = float((term * whole).sum() / whole.square().sum())
-            np.testing.assert_allclose(told.share[lag], share, **CLOSE, err_msg=f"{name} {lag}")
-            np.testing.assert_allclose(10 ** told.log10_norm[lag], float(term.norm()), **CLOSE, err_msg=f"{name} {lag}")
+def truth(model: Loop, which: str) -> Sums:
+    return terms(model.cell, T, lambda call: loss_parts(model(drawn(T, B, D), call), which))
 
 
 @every_kind
@@ -134,7 +91,7 @@ def test_a_loop_is_one_sequence(kind, between, which):
     assert (layer.steps, layer.batch, layer.external) == (T, B, None)
     assert layer.loss_steps == (tuple(range(T)) if which == "every" else (T - 1,))
     assert layer.residual < 1e-12
-    compare(layer, terms(model, which))
+    compare(layer, truth(model, which))
 
 
 @every_kind
@@ -554,8 +511,7 @@ class Layers(nn.Module):
         self.double()
 
     def call(self, _: int, x: Tensor, states: tuple[Tensor, ...], cell: nn.Module | None = None) -> tuple[Tensor, ...]:
-        made = (cell or self.cell)(x, states if len(states) > 1 else states[0])
-        return made if isinstance(made, tuple) else (made,)
+        return stepped(cell or self.cell, x, states)
 
     def forward(self, x: Tensor, call: Any = None) -> list[Tensor]:
         call = call or self.call
@@ -591,7 +547,7 @@ def test_states_of_several_layers_in_one_tensor(kind, way, hold, which):
     assert [(layer.steps, layer.batch) for layer in flow.layers.values()] == [(T, B)] * 2
     assert [each.reason for each in flow.missing] == ["a layer was called more than once in the step"]
     assert flow.residual < 1e-12
-    compare(flow.layers["cell"], terms(model, which))
+    compare(flow.layers["cell"], truth(model, which))
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])

@@ -13,18 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import throughtime as tt
+from copies import CLOSE, Call, States, copied, drawn, stepped
 from throughtime.report.outside import outside
 
 T, B, D, H = 6, 3, 2, 4
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-States = tuple[Tensor, ...]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 ON = torch.rand(T, B, 1, generator=torch.Generator().manual_seed(3)) < 0.6
@@ -40,9 +34,7 @@ class Loop(nn.Module):
         self.start = nn.Parameter(torch.randn(1, H))
         self.double()
 
-    def forward(
-        self, call: Callable[[int, Tensor, States], States], read: Callable[[int, Tensor], Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, call: Call, read: Callable[[int, Tensor], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The states carried on after each step, and one loss a step."""
         count = 2 if isinstance(self.cell, nn.LSTMCell) else 1
         states: States = (self.start.expand(B, H),) * count
@@ -62,26 +54,17 @@ class Loop(nn.Module):
 @pytest.mark.parametrize("hold", [False, True])
 def test_the_external_share_by_lag(kind, hold):
     model = Loop(kind, hold)
-    plain = getattr(nn, kind)(D + H, H).double()
-
-    def stepped(cell: Callable, x: Tensor, states: States) -> States:
-        made = cell(x, states if len(states) > 1 else states[0])
-        return made if isinstance(made, tuple) else (made,)
-
     with tt.record(model) as record:
         torch.stack(model(lambda _, x, states: stepped(model.cell, x, states), lambda _, h: h)[1]).sum().backward()
     layer = record.flow(demand=False, tolerance=0).layers["cell"]
     assert layer.residual < 1e-12
 
-    copies = [{n: p.detach().clone().requires_grad_() for n, p in model.cell.named_parameters()} for _ in range(T)]
+    copies, call = copied(model.cell, T)
     stand_ins: dict[int, Tensor] = {}
 
     def read(k: int, h: Tensor) -> Tensor:
         stand_ins[k] = h.detach().clone().requires_grad_()
         return stand_ins[k]
-
-    def call(k: int, x: Tensor, states: States) -> States:
-        return stepped(lambda *given: functional_call(plain, copies[k], given), x, states)
 
     seen, losses = model(call, read)
     target, entering = torch.stack(losses).sum(), {}

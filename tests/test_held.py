@@ -16,16 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import throughtime as tt
+from copies import CLOSE, Call, States, Sums, by_lag, compare, drawn, loss_parts, stepped, terms
 from throughtime.flow import LayerFlow
 from throughtime.recording import own as own_cells
 
 T, B, D, H = 8, 4, 3, 5
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-States = tuple[Tensor, ...]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
@@ -66,10 +61,9 @@ class Loop(nn.Module):
         self.double()
 
     def call(self, _: int, x: Tensor, states: States) -> States:
-        made = self.cell(x, states if len(states) > 1 else states[0])
-        return made if isinstance(made, tuple) else (made,)
+        return stepped(self.cell, x, states)
 
-    def forward(self, x: Tensor, call: Callable[[int, Tensor, States], States] | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, call: Call | None = None) -> list[Tensor]:
         call = call or self.call
         count = 2 if isinstance(self.cell, nn.LSTMCell) else 1
         states: States = tuple(self.start.expand(B, H) * (place + 1) for place in range(count))
@@ -81,13 +75,6 @@ class Loop(nn.Module):
             read = {"held": states[0], "new": new[0], "both": states[0] + 2 * new[-1]}[self.reads]
             outputs.append(self.head(read))
         return outputs
-
-
-def loss_parts(outputs: list[Tensor], which: str) -> list[Tensor]:
-    """One a step."""
-    weights = drawn(len(outputs), B, 2, seed=7)
-    parts = [(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]
-    return parts if which == "every" else [0 * part for part in parts[:-1]] + parts[-1:]
 
 
 def loss_of(model: Loop, which: str) -> Tensor:
@@ -104,38 +91,8 @@ def measured(model: Loop, which: str) -> LayerFlow:
     return flow.layers["cell"]
 
 
-def terms(model: Loop, which: str) -> dict[tuple[str, int], Tensor]:
-    """(weight, lag) → G(lag) by copies of the weights."""
-    plain = getattr(nn, type(model.cell).__name__)(D, H).double()
-    copies = [{n: p.detach().clone().requires_grad_() for n, p in model.cell.named_parameters()} for _ in range(T)]
-
-    def call(k: int, x: Tensor, states: States) -> States:
-        made = functional_call(plain, copies[k], (x, states if len(states) > 1 else states[0]))
-        return made if isinstance(made, tuple) else (made,)
-
-    parts = loss_parts(model(drawn(T, B, D), call), which)
-    return by_lag(parts, [[(f"cell.{name}", value) for name, value in copy.items()] for copy in copies])
-
-
-def by_lag(parts: list[Tensor], copies: list[list[tuple[str, Tensor]]]) -> dict[tuple[str, int], Tensor]:
-    sums: dict[tuple[str, int], Tensor] = {}
-    for t, part in enumerate(parts):
-        flat = [(k, name, value) for k in range(t + 1) for name, value in copies[k]]
-        grads = torch.autograd.grad(part, [value for *_, value in flat], retain_graph=True, allow_unused=True)
-        for (k, name, _), grad in zip(flat, grads, strict=True):
-            if grad is not None:
-                sums[name, t - k] = sums.get((name, t - k), torch.zeros_like(grad)) + grad
-    return sums
-
-
-def compare(layer: LayerFlow, sums: dict[tuple[str, int], Tensor]) -> None:
-    for name, told in layer.parameters.items():
-        whole = torch.stack([value for (parameter, _), value in sums.items() if parameter == name]).sum(0)
-        for lag in range(T):
-            term = sums.get((name, lag), torch.zeros_like(whole))
-            share = float((term * whole).sum() / whole.square().sum())
-            np.testing.assert_allclose(told.share[lag], share, **CLOSE, err_msg=f"{name} {lag}")
-            np.testing.assert_allclose(10 ** told.log10_norm[lag], float(term.norm()), **CLOSE, err_msg=f"{name} {lag}")
+def truth(model: Loop, which: str) -> Sums:
+    return terms(model.cell, T, lambda call: loss_parts(model(drawn(T, B, D), call), which))
 
 
 @pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNNCell"])
@@ -146,7 +103,7 @@ def test_a_held_state_keeps_its_lag(kind, hold, which):
     layer = measured(model, which)
     assert (layer.steps, layer.batch, layer.external) == (T, B, None)
     assert layer.residual < 1e-12
-    compare(layer, terms(model, which))
+    compare(layer, truth(model, which))
 
 
 @pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell"])
@@ -159,7 +116,7 @@ def test_a_loss_on_new_states_and_resets_before_the_cell(kind, hold, reads, done
     model = Loop(kind, hold, reads, done, start)
     layer = measured(model, which)
     assert layer.residual < 1e-12
-    compare(layer, terms(model, which))
+    compare(layer, truth(model, which))
 
 
 @pytest.mark.parametrize("kind", ["GRUCell", "LSTMCell", "RNNCell"])
@@ -244,13 +201,12 @@ def test_windows_whose_states_are_held(kind, depth, hold, which):
         for place, now in enumerate(x):
             for k, cell in enumerate(cells):
                 own = {name: copies[first + place][f"{name}_l{k}"] for name in names}
-                made = functional_call(cell, own, (now, each[k] if count > 1 else each[k][0]))
-                each[k] = made if isinstance(made, tuple) else (made,)
+                each[k] = stepped(lambda *told, cell=cell, own=own: functional_call(cell, own, told), now, each[k])
                 now = each[k][0]
             out.append(now)
         return torch.stack(out), tuple(torch.stack([state[s] for state in each]) for s in range(count))
 
-    given = [[(f"rnn.{name}", value) for name, value in copy.items()] for copy in copies]
+    given = [{f"rnn.{name}": value for name, value in copy.items()} for copy in copies]
     compare(layer, by_lag(parts_of(*model(drawn(T, B, D), run)), given))
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -14,14 +10,6 @@ import throughtime as tt
 from throughtime.importers.keras_memory import from_keras
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def keras():
-    os.environ["KERAS_BACKEND"] = "torch"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("keras")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,10 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import throughtime as tt
+from copies import drawn
 from throughtime.errors import RecordError
 
 T, B, D, H, A = 8, 4, 3, 5, 3
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def flow_of(model: nn.Module, loss: Callable[[], Tensor]) -> tt.Flow:

@@ -11,7 +11,8 @@ from torch import nn
 from throughtime.errors import InputError
 from throughtime.init import chrono_
 from throughtime.remedies import registered
-from throughtime.verify import judge, t_quantile, verify
+from throughtime.student_t import t_quantile
+from throughtime.verify import judge, verify
 
 T = 30
 

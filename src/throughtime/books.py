@@ -12,7 +12,7 @@ from torch import Tensor
 from throughtime.flow import Array, Terms
 from throughtime.reducers.lag_terms import Row
 from throughtime.reducers.ledger import Ledger, compared, largest
-from throughtime.scaled import EMPTY, Scaled, exponent_of, is_small
+from throughtime.scaled import EMPTY, Scaled, exponent_of, is_small, ratio
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def of_terms(
         parameters=parameters,
         residual=largest(residuals),
         error=largest(errors),
-        cancellation=_ratio(float(whole.sqrt()), all_sizes),
+        cancellation=ratio(float(whole.sqrt()), all_sizes),
         share=share,
         bias=told_bias,
         cosine=cosine,
@@ -203,10 +203,3 @@ def _long(values: np.ndarray, steps: int, beyond: float) -> np.ndarray:
 def _wide(values: Tensor, steps: int, beyond: float) -> Tensor:
     lacking = steps - values.shape[-1]
     return torch.cat((values, torch.full((*values.shape[:-1], lacking), beyond, dtype=values.dtype)), dim=-1)
-
-
-def _ratio(value: float, unit: float) -> float:
-    """value / unit with 0/0 = 0."""
-    if value == 0:
-        return 0.0
-    return value / unit if unit else float("inf")

@@ -13,7 +13,7 @@ from throughtime import gates, units
 from throughtime.asked import Asked
 from throughtime.flow import Sequence
 from throughtime.linearize import Linearization
-from throughtime.reducers.adjoints import Adjoints, loss_pairs
+from throughtime.reducers.adjoints import Adjoints, from_lag, loss_pairs
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.initial_state import InitialState
 from throughtime.reducers.lag_terms import flat, rows_of
@@ -77,8 +77,8 @@ def collect(
     unit = exponent_of([trace.gradient])
     squares = trace.squares(unit).sum(1).cpu()
     sums: dict[str, Scaled | Tensor] = {
-        "entering.squares": Scaled(_from_lag(squares), torch.full(squares.shape, 2 * unit)),
-        "entering.pairs": _from_lag(loss_pairs(lin).sum(1)),
+        "entering.squares": Scaled(from_lag(squares), torch.full(squares.shape, 2 * unit)),
+        "entering.pairs": from_lag(loss_pairs(lin).sum(1)),
         "given": flat(lin, dict(trace.weight_gradients)),
     }
     parts: dict[str, Mapping[str, Scaled | Tensor]] = {
@@ -135,11 +135,6 @@ def _over_copies(by_sequence: np.ndarray, copies: int) -> np.ndarray:
     top = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
         return top[:, 0] + 0.5 * np.log10(np.mean(10.0 ** (2 * (logs - top)), axis=1))
-
-
-def _from_lag(by_origin: Tensor) -> Tensor:
-    """(T,) by origin to the sum over the origins that reach back to each lag."""
-    return by_origin.flip(0).cumsum(0).flip(0)
 
 
 def _about(lin: Linearization) -> About:

@@ -28,7 +28,7 @@ class _View(Protocol):
 @contextmanager
 def bar() -> Iterator[Tell]:
     """A rich progress bar, shown once the work has lasted a second; where stderr is no terminal, one line a stage."""
-    view = _Bar() if sys.stderr.isatty() else _Lines()
+    view: _View = _Bar() if sys.stderr.isatty() else _Lines()
     timer = threading.Timer(PATIENCE, view.start)  # also where one stage alone takes long
     timer.daemon = True
     timer.start()

@@ -206,6 +206,20 @@ ALIKE = 10  # rows whose exponents differ by less share one, so that they can be
 LONGEST = 24  # steps between two looks at the rows
 
 
+def norms(rows: Tensor) -> Tensor:
+    """The norm over the last axis; squares of tiny numbers do not leave float64."""
+    peak = rows.abs().amax(-1, keepdim=True)
+    safe = torch.where(peak > 0, peak, 1.0)
+    return (rows / safe).norm(dim=-1) * peak.squeeze(-1)
+
+
+def ratio(value: float, unit: float) -> float:
+    """value / unit with 0/0 = 0."""
+    if value == 0:
+        return 0.0
+    return value / unit if unit else float("inf")
+
+
 def rescale(
     rows: Tensor, exponent: Tensor, peak: Tensor, limit: float = RANGE, alike: int = 0
 ) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import InputError
+from throughtime.scaled import norms
 
 PARAMETERS = ("U_z", "U_r", "U_h", "W_z", "W_r", "W_h", "b_z", "b_r", "b_h")
 PATHS = ("carry", "update", "candidate", "reset")
@@ -247,29 +248,22 @@ class Terms:
     @property
     def norm(self) -> Tensor:
         """(t,): Frobenius norm of each term."""
-        return _norms(self.values)
+        return norms(self.values.flatten(1))
 
     @property
     def transport_norm(self) -> Tensor:
         """(t,): ‖∂L_t/∂h_k‖."""
-        return _norms(self.transport)
+        return norms(self.transport.flatten(1))
 
     @property
     def immediate_norm(self) -> Tensor:
         """(t,): ‖∂⁺h_k/∂θ‖, over all units and entries of θ."""
-        return _norms(self.matrix) * _norms(self.operand)
+        return norms(self.matrix.flatten(1)) * norms(self.operand.flatten(1))
 
     @property
     def by_unit(self) -> Tensor:
         """(t, H): Σ_n |term[j, n]|, what each term puts into row j of θ."""
         return self.values.abs().sum(-1)
-
-
-def _norms(rows: Tensor) -> Tensor:
-    """(t,): the norm of each row of (t, …), whose squares may underflow."""
-    flat = rows.flatten(1)
-    largest = flat.abs().amax(1, keepdim=True)
-    return torch.linalg.vector_norm(flat / largest.clamp_min(torch.finfo(rows.dtype).tiny), dim=1) * largest[:, 0]
 
 
 def _misfit(name: str, got: Tensor, expected: str, do: str) -> InputError:

@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from throughtime.errors import InputError
+from throughtime.flow import Array
 from throughtime.remedies.remedy import Remedy
+from throughtime.student_t import t_quantile
+from throughtime.training_run import Batch, Loss, Plan, Run, check_other, fresh, mean_loss, trained
 from throughtime.training_step import as_batches
 
-Array = NDArray[np.float64]
-Batch = Any
-"""A tensor x, a tuple or list (x, y), or a dict: whatever the user's loss takes."""
-Loss = Callable[[nn.Module, Batch], Tensor]
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what is running)."""
 
@@ -56,27 +54,6 @@ class Verification:
     verdict: str
     curves: dict[str, Array]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How every run of a verification trains and is measured."""
-
-    batches: Sequence[Batch]
-    loss: Loss
-    metric: Callable[[nn.Module], float]
-    steps: int
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-    clip: float | None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One training: its metric (NaN if it diverged), the metric before its first step where needed, its curve."""
-
-    value: float
-    untrained: float
-    curve: Array
 
 
 def verify(
@@ -152,26 +129,26 @@ def verify(
                 notes.append("only one batch was given: nothing could be held out, the metric is the training loss")
         else:
             measured = []
-        plan = _Plan(
+        plan = Plan(
             train,
             loss,
-            metric or (lambda network: _mean_loss(network, loss, measured)),
+            metric or (lambda network: mean_loss(network, loss, measured)),
             steps,
             optimizer or (lambda parameters: torch.optim.Adam(parameters, lr)),
             clip,
         )
-        runs: list[tuple[_Run, _Run]] = []
+        runs: list[tuple[Run, Run]] = []
         starts: list[list[Tensor]] = []
         total = 2 * len(seeds) * steps
         try:
             for pair, seed in enumerate(seeds):
-                untreated = _fresh(model, seed, notes)
+                untreated = fresh(model, seed, notes)
                 start = [parameter.detach().clone() for parameter in untreated.parameters()]
-                _check_other(start, starts)
+                check_other(start, starts)
                 starts.append(start)
                 treated = _treat(untreated, remedy, layer, evidence)
                 first, second = (
-                    _train(network, plan, seed, _tick(progress, (2 * pair + i) * steps, total, f"seed {seed}, {name}"))
+                    trained(network, plan, seed, _tick(progress, (2 * pair + i) * steps, total, f"seed {seed}, {name}"))
                     for i, (name, network) in enumerate([("untreated", untreated), ("treated", treated)])
                 )
                 runs.append((first, second))
@@ -222,35 +199,6 @@ def judge(
     )
 
 
-def t_quantile(probability: float, dof: int) -> float:
-    """Quantile of Student's t for an integer number of degrees of freedom, .5 ≤ probability < 1.
-
-    By bisection of the distribution's finite trigonometric series (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4):
-    P(|t| ≤ x) = A(θ) with θ = arctan(x / √ν), so that θ is searched in the bounded interval [0, π/2).
-    """
-    if dof < 1 or not 0.5 <= probability < 1:
-        raise ValueError(f"t_quantile is defined for dof ≥ 1 and .5 ≤ probability < 1, not ({probability}, {dof})")
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _within(middle, dof) < 2 * probability - 1:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(dof) * math.tan(low)
-
-
-def _within(theta: float, dof: int) -> float:
-    """P(|t| ≤ √ν tan θ)."""
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = dof % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for i in range(odd, dof - 1, 2):
-        total += term
-        term *= cosine**2 * (i + 1) / (i + 2)
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
-
-
 @contextmanager
 def _untouched_randomness() -> Iterator[None]:
     # Named devices: fork_rng warns when it has to choose among several by itself.
@@ -266,55 +214,6 @@ def _split(batches: Batch | Iterable[Batch], steps: int, hold_out: bool) -> tupl
     return taken[: len(taken) - held], taken[len(taken) - held :]
 
 
-def _check_other(start: list[Tensor], starts: list[list[Tensor]]) -> None:
-    """Pairs that begin alike are one pair: an interval over them would have no width."""
-    if any(all(map(torch.equal, start, other)) for other in starts):
-        raise InputError(
-            "the same initial parameters under two seeds",
-            "parameters that torch's random numbers decide",
-            "leave torch.manual_seed out of the factory",
-        )
-
-
-def _fresh(model: nn.Module | Callable[[], nn.Module], seed: int, notes: list[str]) -> nn.Module:
-    """A network of the same kind with new parameters drawn under `seed`."""
-    torch.manual_seed(seed)
-    if not isinstance(model, nn.Module):
-        network = model()
-        if not isinstance(network, nn.Module):
-            raise InputError(
-                f"a factory that returned a {type(network).__name__}",
-                "an nn.Module",
-                "return the model from the factory",
-            )
-        return network
-    try:
-        network = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as problem:
-        raise InputError(
-            f"a {type(model).__name__} that cannot be copied ({problem})",
-            "a model that copy.deepcopy takes",
-            "pass a function that builds the model instead of the model",
-        ) from problem
-    covered: set[int] = set()
-    for module in network.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-            covered |= {id(parameter) for parameter in module.parameters()}
-    kept = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in covered]
-    if not covered:
-        raise InputError(
-            f"a {type(model).__name__} in which no module has reset_parameters()",
-            "fresh parameters for every seed",
-            "pass a function that builds the model instead of the model",
-        )
-    note = f"the same in every run, since no reset_parameters() covers them: {', '.join(kept)}"
-    if kept and note not in notes:
-        notes.append(note)
-    return network
-
-
 def _treat(
     untreated: nn.Module, remedy: Remedy | Callable[[nn.Module], Any], layer: str, evidence: dict[str, Any]
 ) -> nn.Module:
@@ -328,65 +227,6 @@ def _treat(
     return treated
 
 
-def _train(network: nn.Module, plan: _Plan, seed: int, tick: Callable[[int], None]) -> _Run:
-    """One run, under the random numbers of `seed`; a loss or metric that is not finite gives the value NaN."""
-    torch.manual_seed(seed)
-    initial = copy.deepcopy(network.state_dict())
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError("a model without trainable parameters", "something to train", "unfreeze its parameters")
-    network.train()
-    optimizer = plan.optimizer(parameters)
-    curve = np.full(plan.steps, np.nan)
-    for step in range(plan.steps):
-        value = plan.loss(network, plan.batches[step % len(plan.batches)])
-        curve[step] = _scalar(value)
-        if not math.isfinite(curve[step]):
-            break
-        _descend(value, parameters, optimizer, plan.clip)
-        tick(step + 1)
-    metric = _measure(network, plan.metric) if np.isfinite(curve).all() else math.nan
-    if math.isfinite(metric):
-        return _Run(metric, math.nan, curve)
-    network.load_state_dict(initial)
-    return _Run(math.nan, _measure(network, plan.metric), curve)
-
-
-def _scalar(loss: Tensor) -> float:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"that is a {type(loss).__name__}"
-        raise InputError(f"a loss {got}", "loss(model, batch) → scalar tensor", "reduce the loss, e.g. by .mean()")
-    return loss.item()
-
-
-def _descend(
-    loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float | None
-) -> None:
-    # autograd.grad and not backward(): a loss that calls some other model must not leave gradients in it.
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
-    if all(gradient is None for gradient in gradients):
-        raise InputError(
-            "a loss that does not depend on the parameters of the model it was given",
-            "loss(model, batch) that calls this model",
-            "use the function's own argument and no model from outside, and do not detach",
-        )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-
-
-def _measure(network: nn.Module, metric: Callable[[nn.Module], float]) -> float:
-    network.eval()
-    with torch.no_grad():
-        return float(metric(network))
-
-
-def _mean_loss(network: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
-    return sum(_scalar(loss(network, batch)) for batch in batches) / len(batches)
-
-
 def _tick(progress: Progress | None, start: int, total: int, what: str) -> Callable[[int], None]:
     if progress is None:
         return lambda step: None
@@ -394,7 +234,7 @@ def _tick(progress: Progress | None, start: int, total: int, what: str) -> Calla
 
 
 def _values(
-    runs: list[tuple[_Run, _Run]], seeds: tuple[int, ...], higher_is_better: bool, notes: list[str]
+    runs: list[tuple[Run, Run]], seeds: tuple[int, ...], higher_is_better: bool, notes: list[str]
 ) -> tuple[Array, Array]:
     """Metrics untreated and treated, with a number in place of every run that diverged."""
     worse = min if higher_is_better else max

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import pickle
@@ -536,14 +535,6 @@ def test_weights_from_elsewhere_are_refused(tmp_path):
 
 
 # --- Keras -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def keras() -> ModuleType:
-    os.environ["KERAS_BACKEND"] = "torch"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("keras")
 
 
 def keras_layers(keras: ModuleType) -> list:

@@ -16,7 +16,7 @@ from throughtime.errors import InputError, RecordError
 from throughtime.explain import explain
 from throughtime.flow import Flow, Missing, Stream
 from throughtime.progress import Tell, quiet
-from throughtime.recording.passages import SERIES
+from throughtime.recording.in_series import SERIES
 from throughtime.recording.recorder import Record, record
 from throughtime.streaming.accumulate import flow_of
 from throughtime.streaming.intervals import LEAST

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from throughtime.flow import LayerFlow
+from throughtime.student_t import t_quantile
 
 LEAST_LAGS = 8
 """Fewer lags make no slope."""
@@ -106,8 +107,6 @@ def _slope(logs: NDArray[np.float64]) -> float:
 
 
 def _interval(rates: NDArray[np.float64], over: str) -> Growth:
-    from throughtime.verify import t_quantile
-
     margin = t_quantile(0.5 + LEVEL / 2, len(rates) - 1) * rates.std(ddof=1) / np.sqrt(len(rates))
     mean = rates.mean()
     return Growth(float(mean), float(mean - margin), float(mean + margin), over)

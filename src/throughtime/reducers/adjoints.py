@@ -77,13 +77,13 @@ class Adjoints(Reducer):
 
     def told(self) -> dict[str, Scaled | torch.Tensor]:
         """What adds up over batches: the sums, and by lag what entered (T,) at the pairs that reach back so far."""
-        entered = _from_lag(self.entered).sum(0)
+        entered = from_lag(self.entered).sum(0)
         return self.sums | {"entered": Scaled(entered, torch.full(entered.shape, 2 * self.unit))}
 
     def by_sequence(self) -> tuple[np.ndarray, np.ndarray]:
         """(lag, sequence): `by_sequence` and `arriving_by_sequence` of `throughtime.flow.Adjoint`."""
         pairs = _log10(self.sequence_pairs.double().numpy())
-        entered = _log10(_from_lag(self.entered).T.numpy()) + 2 * self.unit * np.log10(2)
+        entered = _log10(from_lag(self.entered).T.numpy()) + 2 * self.unit * np.log10(2)
         squares, totals = (part.log10().reshape(pairs.shape[::-1]).T for part in (self.sequences, self.totals))
         return 0.5 * (squares - pairs), 0.5 * (totals - entered)
 
@@ -126,9 +126,9 @@ def _count(sums: Mapping[str, Scaled | torch.Tensor]) -> np.ndarray:
     return _log10(pairs.double().numpy())
 
 
-def _from_lag(by_origin: torch.Tensor) -> torch.Tensor:
-    """(B, T) by origin to the sum over the origins that reach back to each lag."""
-    return by_origin.flip(1).cumsum(1).flip(1)
+def from_lag(by_origin: torch.Tensor) -> torch.Tensor:
+    """(…, T) by origin to the sum over the origins that reach back to each lag."""
+    return by_origin.flip(-1).cumsum(-1).flip(-1)
 
 
 def _log10(value: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from throughtime.linearize import Linearization
 from throughtime.reducers.products import add_terms, outer, sizes_of_rows, term_squares
 from throughtime.reducers.remainder import Remainder, norm
 from throughtime.reducers.shares import Shares, over
-from throughtime.scaled import EMPTY, Scaled, least, power_of_two, tensor_of
+from throughtime.scaled import EMPTY, Scaled, least, power_of_two, ratio, tensor_of
 
 
 class Ledger(Shares):
@@ -168,9 +168,7 @@ class Ledger(Shares):
     def cancellation(self) -> float:
         """‖G‖ / Σ_τ ‖G(τ)‖ of the layer."""
         sizes = float(self._sizes(self.norms.total()).sum())
-        return _ratio(
-            float(self.squares.sum().sqrt()), sizes + (0.0 if self.tails is None else float(norm(self.tails)))
-        )
+        return ratio(float(self.squares.sum().sqrt()), sizes + (0.0 if self.tails is None else float(norm(self.tails))))
 
     def _sizes(self, squares: Scaled) -> Tensor:
         """(T,) ‖G(τ)‖ in units of 2^unit, from squares."""
@@ -179,7 +177,7 @@ class Ledger(Shares):
     @property
     def tail_bound(self) -> float:
         """See `throughtime.flow.Tail`."""
-        return _ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
+        return ratio(float(self.tensor("tail_sizes")), float(self.squares.sum().sqrt()))
 
     @property
     def tail_norm(self) -> float:
@@ -249,16 +247,9 @@ def compared(off: float, size: float, small: float) -> float:
     """off / size with 0/0 = 0; NaN where both are below `small`, infinite where the terms are no numbers."""
     if np.isnan(off):
         return float("inf")
-    return float("nan") if 0 < max(off, size) < small else _ratio(off, size)
+    return float("nan") if 0 < max(off, size) < small else ratio(off, size)
 
 
 def largest(values: Sequence[float]) -> float:
     """Of those that there are; NaN where there are none."""
     return max((value for value in values if not np.isnan(value)), default=float("nan"))
-
-
-def _ratio(value: float, unit: float) -> float:
-    """value / unit with 0/0 = 0."""
-    if value == 0:
-        return 0.0
-    return value / unit if unit else float("inf")

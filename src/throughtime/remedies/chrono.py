@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from throughtime.init import MIN_MAX_LAG, chrono_
-from throughtime.remedies.remedy import Remedy, access, register
+from throughtime.remedies.remedy import Remedy, access
 
 
-@register
 @dataclass(frozen=True)
 class Chrono(Remedy):
     """Give every unit a memory of its own length, spread evenly up to the needed lag, before training begins.

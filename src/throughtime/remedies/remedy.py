@@ -1,23 +1,23 @@
 """What every remedy is, and the registry of all of them.
 
-A remedy is one file in this package: a frozen subclass of `Remedy` under `@register`. `registered()` finds it by
-walking the package, and tests/contracts/test_remedies.py then tests it; nothing else has to be touched.
+A remedy is one file in this package: a frozen subclass of `Remedy`. `registered()` finds it there, and
+tests/contracts/test_remedies.py then tests it; nothing else has to be touched.
 """
 
 from __future__ import annotations
 
 import copy
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cache
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from throughtime.errors import InputError
+from throughtime.registry import instances
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,14 @@ class Remedy(ABC):
         return treated
 
 
-R = TypeVar("R", bound=Remedy)
-_REGISTRY: dict[str, Remedy] = {}
-
-
-def register(remedy: type[R]) -> type[R]:
-    """Class decorator: put one instance of the remedy into the registry."""
-    instance = remedy()
-    if instance.name in _REGISTRY:
-        raise ValueError(f"two remedies are called {instance.name!r}")
-    _REGISTRY[instance.name] = instance
-    return remedy
-
-
+@cache
 def registered() -> Mapping[str, Remedy]:
-    """All remedies by name."""
-    package = import_module("throughtime.remedies")
-    for module in pkgutil.iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
-    return MappingProxyType(dict(sorted(_REGISTRY.items())))
+    """All remedies by name: whatever stands in remedies/."""
+    found = sorted(instances("throughtime.remedies", Remedy), key=lambda remedy: remedy.name)
+    names = [remedy.name for remedy in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two remedies have one name: {names}")
+    return MappingProxyType(dict(zip(names, found, strict=True)))
 
 
 def treating(code: str) -> tuple[Remedy, ...]:

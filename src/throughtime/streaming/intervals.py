@@ -23,6 +23,7 @@ from torch import Tensor
 
 from throughtime.flow import Array, Intervals
 from throughtime.scaled import Scaled
+from throughtime.student_t import t_quantile
 
 LEVEL = 0.95
 SURE = 0.99
@@ -177,8 +178,6 @@ def intervals(
     often they hold the truth."""
     if blocks.arriving.count < LEAST:
         return None
-    from throughtime.verify import t_quantile
-
     size = max((each for each, moments in blocks.closed.items() if moments.count >= ENOUGH), default=1)
     if size not in blocks.closed or blocks.closed[size].count < LEAST // 2:
         return None  # batches that have no neighbours, of a run that was broken off

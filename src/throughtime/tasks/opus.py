@@ -35,7 +35,6 @@ S = TypeVar("S", NDArray[Any], Tensor)
 
 INPUTS, UNITS = 32, 24
 GATES = ("z", "r", "h")
-FRAME_SECONDS = 0.02
 MUSIC, ACTIVITY = 0, 1
 """Columns of the head."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from throughtime.linearize import Linearization
+from throughtime.student_t import t_quantile
 from throughtime.truncation.gradient import Window, truncated
 
 GROUPS = 8  # of sequences, that are left out one after another
@@ -56,8 +57,6 @@ class Moments:
         again = bias[1:]
         if len(again) < LEAST_GROUPS or not np.isfinite(bias).all():
             return Lost(float(bias[0]), cosine)
-        from throughtime.verify import t_quantile
-
         n = len(again)
         error = np.sqrt((n - 1) / n * np.square(again - again.mean()).sum())
         margin = float(t_quantile(0.5 + LEVEL / 2, n - 1) * error)

@@ -22,6 +22,7 @@ from throughtime.linearize import Linearization
 from throughtime.recording.layout import flipped
 from throughtime.recording.run import Run
 from throughtime.recording.traces import at_carries, parts_of
+from throughtime.scaled import norms
 from throughtime.trace import Trace
 
 BLOCK = 2**22
@@ -293,7 +294,7 @@ def _streamed(
     for step in reversed(range(trace.steps)):
         here = (origins == part.real[step]).unsqueeze(-1)
         adjoint = torch.where(here, adjoint + entering[step], adjoint)
-        sizes.append(norm(adjoint))
+        sizes.append(norms(adjoint))
         if injected is not None:
             adjoint = adjoint.clone()
             cell.output(adjoint).add_(injected[step])
@@ -302,7 +303,7 @@ def _streamed(
             for sent in ends:
                 cell.split(adjoint)[sent.state].add_(torch.where((last == step)[:, None], sent.value, 0.0))
         if moved:
-            sizes[-1] = torch.where(here.squeeze(-1), sizes[-1], norm(adjoint))
+            sizes[-1] = torch.where(here.squeeze(-1), sizes[-1], norms(adjoint))
         if plain:
             adjoints.append(adjoint)
         got = _pulled(lin, step, adjoint)
@@ -323,10 +324,3 @@ def _pulled(lin: Linearization, step: int, adjoint: Tensor) -> Pulled:
     """Adjoints (S, B, C) back through one step."""
     count = adjoint.shape[0]
     return lin.pull(lin.whole, lambda array: array[step].expand(count, *array.shape[1:]), adjoint, paths=False)
-
-
-def norm(rows: Tensor) -> Tensor:
-    """The norm over the last axis; squares of tiny numbers do not leave float64."""
-    peak = rows.abs().amax(-1, keepdim=True)
-    safe = torch.where(peak > 0, peak, 1.0)
-    return (rows / safe).norm(dim=-1) * peak.squeeze(-1)

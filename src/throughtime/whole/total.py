@@ -12,6 +12,7 @@ from torch import Tensor
 from throughtime.demand import Demand, Method, measure
 from throughtime.flow import Adjoint, Array, Horizon, LayerFlow, Missing, Terms
 from throughtime.recording.layout import flipped
+from throughtime.scaled import ratio
 from throughtime.trace import Trace, ends_of
 from throughtime.whole.offsets import TERMS, Offsets
 from throughtime.whole.series import Series
@@ -114,7 +115,7 @@ class _Told:
                     real = group.of(given[name].double()) if known else torch.full_like(block, torch.nan)
                     for place, index in enumerate(group.indices):
                         left, unit = float((real - total)[place].norm()), float(real[place].norm())
-                        self.residuals.append(_ratio(left, unit))
+                        self.residuals.append(ratio(left, unit))
                         off, size = off + left**2, size + unit**2
                         entry = sums.rows[row - first]
                         if entry.gate is not None:
@@ -129,13 +130,13 @@ class _Told:
                 rows = [first + place for place in at]
                 norm = self._norm(rows)
                 if known and self.norms is not None:
-                    self.errors.append(_ratio(off**0.5, float(np.nansum(10.0**norm))))
+                    self.errors.append(ratio(off**0.5, float(np.nansum(10.0**norm))))
                 told[names(part.trace, name)] = Terms(
                     names(part.trace, name),
                     None,
                     self._share(rows),
                     norm,
-                    _ratio(off**0.5, size**0.5) if known else float("nan"),
+                    ratio(off**0.5, size**0.5) if known else float("nan"),
                     {block.gate: block for _, block in sorted(blocks.items()) if block.gate is not None},
                 )
             out.append(told)
@@ -265,7 +266,7 @@ class _Told:
         above = {level: np.flatnonzero(bias > level) for level in self.levels}
         horizon = {level: int(found[-1]) + 1 if len(found) else 0 for level, found in above.items()}
         each = self.norms.total()
-        return bias, cosine, Horizon(horizon), _ratio(size, float(each.value().sqrt().sum()))
+        return bias, cosine, Horizon(horizon), ratio(size, float(each.value().sqrt().sum()))
 
     def _loss_steps(self, reverse: bool) -> tuple[int, ...]:
         """Steps at which a gradient enters, in the direction of time that the flow counts in."""
@@ -322,10 +323,3 @@ def _joined(parts: list[Tensor]) -> Tensor:
     """Batches (T, B, W) side by side, the shorter ones with zeros after their ends."""
     steps = max(len(part) for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, 0, 0, steps - len(part))) for part in parts], dim=1)
-
-
-def _ratio(value: float, unit: float) -> float:
-    """value / unit with 0/0 = 0."""
-    if value == 0:
-        return 0.0
-    return value / unit if unit else float("inf")
