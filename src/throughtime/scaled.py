@@ -246,8 +246,7 @@ def shifted(rows: Tensor, shift: Tensor) -> Tensor:
 class Chunk(Generic[Kept]):
     """Several steps of a march at once.
 
-    take(turn, rows, what enters before each of the steps (steps, ..., N), or None) → of each step: its rows, the next rows, what
-    to keep.
+    take(turn, rows, what enters before each of them (steps, ..., N) or None) → by step: its rows, the next rows, what to keep.
     """
 
     steps: int
@@ -266,8 +265,9 @@ def march(
 
     step(turn, rows) → (the next rows, what to keep of the turn). entering: rows (count, ..., N) and exponents (count, ...)
     that are added before each step. chunk: the same steps several at once, taken where as many are left in a run. Returns
-    rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows and exponent after the last. Several steps are taken before their rows are looked at; a run in which one has left the
-    range is taken back to there, so no step ever starts from rows beyond it.
+    rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows and exponent after the last. Several
+    steps are taken before their rows are looked at; a run in which one has left the range is taken back to there, so no step
+    ever starts from rows beyond it.
     """
     passed: list[Tensor] = []
     powers: list[Tensor] = []
