@@ -1,66 +1,47 @@
-"""`python -m benchmarks.compiled`: would compiling chunks of steps (inductor) make the sweep of one loss faster?
-
-Times the pullbacks alone of a GRU's sweep, eager and compiled, beside the training step. Needs a C++ compiler; two minutes.
-"""
+"""How long compiling the chunks of a sweep takes, in a process of its own, with one thread: torch's import of it is counted."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
-from benchmarks.ours import plain
-from benchmarks.pairs import compared, turns
+from benchmarks.ours import ledger, ledger_compiled
 from benchmarks.scene import Scene
-from throughtime.cells import Weights
-from throughtime.linearize import Linearization
-
-CHUNK, HIDDEN, STEPS = 8, 128, 1000
 
 
-def main() -> None:
+def compiling(scene: Scene) -> dict[str, float]:
+    """Processor seconds: with nothing on disk, and in the next process, which finds the result there."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        command = [sys.executable, "-m", "benchmarks.compiled", json.dumps(asdict(scene))]
+        return {
+            name: float(subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            for name in ("compiling, the first time", "compiling, in a later process")
+        }
+
+
+def _spent() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in both)
+
+
+def _main(told: str) -> None:
     torch.set_num_threads(1)
-    scene = Scene(HIDDEN, STEPS)
-    trace = scene.traces[0]
-    cell, factors, start = trace.cell, Linearization(trace).whole.factors, trace.gradient[-1:]
-
-    def chunk(weight_hh: Tensor, keep: Tensor, local: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """CHUNK steps back: adjoints, those of the pre-activations, paths, and the adjoint that is left."""
-        adjoints, pre, paths = [], [], []
-        for step in reversed(range(CHUNK)):
-            adjoints.append(adjoint)
-            at = {"keep": keep[step : step + 1], "local": local[step : step + 1]}
-            pulled = cell.pull(Weights(weight_hh=weight_hh), at, adjoint)
-            pre.append(pulled.pre[0])
-            paths.append(torch.stack(list(pulled.paths.values())))
-            adjoint = pulled.carry
-        return torch.stack(adjoints), torch.stack(pre), torch.stack(paths), adjoint
-
-    def swept(run: Callable[..., tuple[Tensor, ...]]) -> Tensor:
-        adjoint = start
-        for first in range(STEPS - CHUNK, -1, -CHUNK):
-            at = slice(first, first + CHUNK)
-            *_, adjoint = run(trace.weights.weight_hh, factors["keep"][at], factors["local"][at], adjoint)
-        return adjoint
-
-    with torch.no_grad():
-        compiled = torch.compile(chunk, dynamic=False)
-        begin = time.perf_counter()
-        torch.testing.assert_close(swept(compiled), swept(chunk), rtol=1e-3, atol=1e-30)
-        spent = time.perf_counter() - begin
-
-    def step() -> None:
-        with torch.enable_grad():
-            plain(scene)
-
-    with torch.no_grad():
-        told = compared(turns({"plain": step, "eager": lambda: swept(chunk), "compiled": lambda: swept(compiled)}, 7))
-    print(f"compiling took {spent:.0f} s; relative to the training step, H={HIDDEN} T={STEPS}:")
-    for name in ("eager", "compiled"):
-        print(f"  pullbacks, {name}: {told[name].ratio:.2f} ({told[name].low:.2f} to {told[name].high:.2f})")
+    scene = Scene(**json.loads(told))
+    ledger(scene)
+    start = _spent()
+    ledger_compiled(scene)
+    first = _spent()
+    ledger_compiled(scene)
+    print(2 * first - start - _spent())  # less what it takes once compiled
 
 
 if __name__ == "__main__":
-    main()
+    _main(sys.argv[1])

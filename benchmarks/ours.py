@@ -40,6 +40,11 @@ def ledger(scene: Scene) -> object:
     return explain(scene.traces, **LEDGER)
 
 
+@work("decomposition, compile=True", recorded=True, peak=False)
+def ledger_compiled(scene: Scene) -> object:
+    return explain(scene.traces, compile=True, **LEDGER)
+
+
 @work("decomposition, chrono_(max_lag=100)", recorded=True)
 def ledger_chrono(scene: Scene) -> object:
     return ledger(scene)
@@ -128,8 +133,9 @@ def terms_of_all_lags(scene: Scene) -> Tensor:
 
 @contextmanager
 def _without_scaling() -> Iterator[None]:
-    def march(step, rows, exponent, count, entering=None):  # type: ignore[no-untyped-def]
+    def march(step, rows, exponent, count, entering=None, chunk=None):  # type: ignore[no-untyped-def]
         assert entering is None
+        assert chunk is None
         passed, told = [], []
         for turn in range(count):
             passed.append(rows)

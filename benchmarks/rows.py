@@ -6,11 +6,13 @@ A full run takes the sizes below; `check` those of them that are soon done, `qui
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from benchmarks.compiled import compiling
 from benchmarks.memory import megabytes
 from benchmarks.pairs import Timing, compared, timing, turns
 from benchmarks.scene import WORKS, Scene
@@ -238,6 +240,24 @@ def long_sequence(bench: _Bench) -> Iterator[Row]:
         yield from bench.against(scene, "plain", {"ledger": "≤ 4096 MB"}, rounds)
 
 
+def chunks_compiled(bench: _Bench) -> Iterator[Row]:
+    """What compiled chunks of steps save, and after how many decompositions of one shape they have paid for the compiling."""
+    full = {
+        Scene(32, 1000): 9,
+        Scene(128, 1000): 9,
+        Scene(512, 1000): 3,
+        Scene(64, 10_000, 1): 5,
+        Scene(64, 1000, 4, every=True): 5,
+    }
+    for scene, rounds in bench.take(full, (), Scene(32, 300)):
+        times = bench.turns(scene, ("ledger", "ledger_compiled"), rounds)
+        told = compared(times)["ledger_compiled"]
+        yield bench.row("ledger_compiled", "ledger", scene, told.seconds, told, "", "lower")
+        saved = statistics.median(a - b for a, b in zip(*times.values(), strict=True))
+        for name, seconds in compiling(scene).items() if saved > 0 else ():
+            yield bench.row(name, "saved each time", scene, seconds, timing([seconds], [seconds / saved]), "", "")
+
+
 GROUPS: dict[str, Callable[[_Bench], Iterator[Row]]] = {
     "one-loss": one_loss,
     "every-step": loss_at_every_step,
@@ -248,6 +268,7 @@ GROUPS: dict[str, Callable[[_Bench], Iterator[Row]]] = {
     "jacobians": no_loss,
     "scaling": scaling,
     "long": long_sequence,
+    "compiled": chunks_compiled,
 }
 
 

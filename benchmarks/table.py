@@ -32,6 +32,7 @@ TITLES = {
     "jacobians": "No loss: times faster than rivals",
     "scaling": "The price of powers of two",
     "long": "One loss after 100,000 steps: the aim is of memory",
+    "compiled": "Chunks of steps compiled; of compiling, the ratio is the number of decompositions after which it has paid",
 }
 
 

@@ -29,7 +29,9 @@ def _threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.slow if group == "compiled" else ()) for group in GROUPS]
+)
 def test_every_group_runs(group):
     measured = list(rows(group, QUICK, "cpu"))
     assert measured

@@ -126,7 +126,7 @@ def _total(
     """The flows of a whole; the gradients that it explains are those of all batches, which stand in the traces."""
     by_name = {trace.name: trace for trace in traces}
     own = [by_name[part.trace.name] for part in series[0].parts]
-    references = [_referred(Linearization(trace, asked.derivative)) for trace in own]
+    references = [_referred(Linearization(trace, asked.derivative, asked.compile)) for trace in own]
     given = [trace.weight_gradients for trace in own]
     return [
         replace(layer, bare=own[0].bare)
@@ -151,7 +151,7 @@ def _referred(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
 
 def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
-    lin = Linearization(trace, asked.derivative)
+    lin = Linearization(trace, asked.derivative, asked.compile)
     whole = reference(lin)
     ledger, used = Ledger(lin, whole, asked.bias, LEVELS), reducers(lin, asked)
     first = sweep(lin, [*used.all, ledger], asked.tolerance, asked.max_lag, progress)
@@ -201,4 +201,4 @@ def _external(
 def outside(lin: Linearization) -> Linearization:
     """The same layer, with that part of the gradient alone that came round outside it."""
     assert lin.trace.external is not None
-    return Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative)
+    return Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative, lin.compile)

@@ -44,12 +44,15 @@ class Window:
 
 
 class Linearization:
-    """The one-step derivatives of a trace. derivative: "closed" (the default) or "autograd", which needs no closed form."""
+    """The one-step derivatives of a trace. derivative: "closed" (the default) or "autograd", which needs no closed form.
 
-    def __init__(self, trace: Trace, derivative: str = "closed") -> None:
+    compile: whether a sweep may compile chunks of steps, see `throughtime.compiled`.
+    """
+
+    def __init__(self, trace: Trace, derivative: str = "closed", compile: bool = False) -> None:
         if derivative not in ("closed", "autograd"):
             raise ValueError(f"derivative: got {derivative!r}; expected 'closed' or 'autograd'")
-        self.trace, self.cell, self.derivative = trace, trace.cell, derivative
+        self.trace, self.cell, self.derivative, self.compile = trace, trace.cell, derivative, compile
         self.inputs = trace.x if trace.noise is None else torch.cat((trace.x, trace.noise), dim=-1)
         self._logits: Tensors = {}
         self._lack = torch.ones(trace.steps, trace.batch, dtype=torch.bool)  # whose logits have not been kept yet
@@ -82,7 +85,7 @@ class Linearization:
 
     def part(self, sequences: slice) -> Linearization:
         """The same of some sequences; logits that it meets are kept in the whole."""
-        part = Linearization(self.trace.part(sequences), self.derivative)
+        part = Linearization(self.trace.part(sequences), self.derivative, self.compile)
         part._home = self, sequences
         return part
 

@@ -7,7 +7,8 @@ so everything that is summed by lag is kept as a float64 mantissa and an integer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -255,19 +256,32 @@ def shifted(rows: Tensor, shift: Tensor) -> Tensor:
     return rows
 
 
+@dataclass(frozen=True)
+class Chunk(Generic[Kept]):
+    """Several steps of a march at once.
+
+    take(turn, rows, what enters before each of them (steps, ..., N) or None) → by step: its rows, the next rows, what to keep.
+    """
+
+    steps: int
+    take: Callable[[int, Tensor, Tensor | None], tuple[list[Tensor], list[Tensor], list[Kept]]]
+
+
 def march(
     step: Callable[[int, Tensor], tuple[Tensor, Kept]],
     rows: Tensor,
     exponent: Tensor,
     count: int,
     entering: tuple[Tensor, Tensor] | None = None,
+    chunk: Chunk[Kept] | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Kept], Tensor, Tensor]:
     """Apply a linear step `count` times to rows (..., N) · 2^exponent (...), rescaled wherever a row leaves `RANGE`.
 
     step(turn, rows) → (the next rows, what to keep of the turn). entering: rows (count, ..., N) and exponents (count, ...)
-    that are added before each step. Returns rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows
-    and exponent after the last. Several steps are taken before their rows are looked at; a run in which one has left the
-    range is taken back to there, so no step ever starts from rows beyond it.
+    that are added before each step. chunk: the same steps several at once, taken where as many are left in a run. Returns
+    rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows and exponent after the last. Several
+    steps are taken before their rows are looked at; a run in which one has left the range is taken back to there, so no step
+    ever starts from rows beyond it.
     """
     passed: list[Tensor] = []
     powers: list[Tensor] = []
@@ -278,16 +292,26 @@ def march(
         rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR, ALIKE)
         start = len(passed)
         stop = min(start + reach, count)
-        before, added = [], None
+        before, added, each = [], None, []
         if entering is not None:
             powers_in = entering[1][start:stop]
             unit = torch.maximum(exponent, powers_in.amax(0))
             rows, exponent = shifted(rows, unit - exponent), unit
-            added = shifted(entering[0][start:stop], unit - powers_in).unbind()
-        for turn in range(start, stop):
+            added = shifted(entering[0][start:stop], unit - powers_in)
+            each = added.unbind()
+        while len(passed) < stop:
+            turn = len(passed)
+            if chunk is not None and turn + chunk.steps <= stop:
+                into = None if added is None else added[turn - start : turn - start + chunk.steps]
+                met, after, kept = chunk.take(turn, rows, into)
+                before += [rows, *after[:-1]]
+                passed += met
+                told += kept
+                rows = after[-1]
+                continue
             before.append(rows)
-            if added is not None:
-                rows = rows + added[turn - start]
+            if each:
+                rows = rows + each[turn - start]
             passed.append(rows)
             rows, kept = step(turn, rows)
             told.append(kept)

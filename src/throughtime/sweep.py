@@ -20,6 +20,7 @@ from torch import Tensor
 
 from throughtime.block import EVERYONE, Block, contiguous
 from throughtime.cells.cell import Pulled
+from throughtime.compiled import chunk_of
 from throughtime.linearize import Linearization, Window
 from throughtime.scaled import ALIKE, DEAD, NEAR, march, shifted, shifts
 
@@ -270,7 +271,8 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, watch: _Watch |
             pulled = lin.pull(window, lambda array: array[at], rows, paths)
         return pulled.carry, pulled
 
-    adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags)
+    chunk = chunk_of(lin, window, lane.rows, paths) if single else None
+    adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags, chunk=chunk)
     if watch is not None and lags > 1:
         peaks = torch.stack([rows.abs().amax(-1) for rows in adjoints])
         end = watch.fallen(_log2(peaks, torch.stack(exponents)).flatten(1).amax(1), lag)
@@ -308,7 +310,8 @@ def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, co
             pulled = lin.pull_step(window, window.last - 1 - turn - window.first, rows, paths=False)
             return pulled.carry, pulled
 
-        passed, powers, pulled, adjoint, power = march(step, adjoint, power, last - first, entering)
+        chunk = chunk_of(lin, window, adjoint, paths=False, entering=True)
+        passed, powers, pulled, adjoint, power = march(step, adjoint, power, last - first, entering, chunk)
         adjoints, exponents = torch.stack(passed[::-1]), torch.stack(powers[::-1])
         passed_steps, at = torch.arange(first, last)[:, None], slice(0, last - first)
         common = exponents.flatten(1).amax(1)

@@ -165,4 +165,7 @@ diagnosis_options = together(
         default=None,
         help="Tell the total lag through both directions or several modules; by default where that is quick.",
     ),
+    click.option(
+        "--compile", is_flag=True, help="Compile chunks of steps: for long sequences of which very many are read."
+    ),
 )

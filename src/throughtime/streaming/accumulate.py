@@ -40,7 +40,7 @@ def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
     """
     if asked.max_lag is not None:
         return asked.max_lag + 1, True
-    lin = Linearization(trace, asked.derivative)
+    lin = Linearization(trace, asked.derivative, asked.compile)
     most = max(1, MEMORY // (BYTES * sum(row.size for row in rows_of(lin))))
     first = None
     if look and len(trace.origins()) > 1:  # one origin alone has no tail
@@ -53,7 +53,7 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
     """The sums of one batch. batch: its number, by which sums that are merged are told apart; told: lags told apart, the same
     in all sums that are merged. copies: of each sequence in the trace, one after another, as probes make them."""
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-        lin = Linearization(trace, asked.derivative)
+        lin = Linearization(trace, asked.derivative, asked.compile)
         used, terms = reducers(lin, asked), LagTerms(lin, told)
         sweep(lin, [*used.all, terms], 0, told - 1)
         sums = collect(lin, used, asked, told, by_hand, batch, copies)
