@@ -1,4 +1,6 @@
-"""Does the interval that ends a run still hold the truth? `python -m calibration.stopping [data sets]`, half an hour for 400.
+"""Does the interval still hold the truth where it ended the run? `python -m calibration.stopping [data sets [level]]`.
+
+Ten minutes for 400. level: of the interval that ends a run, 0.99 as it is, or 0.95, as the one that is told.
 
 A run is ended at the first look at which the gradient horizon's interval is narrow: chosen for being narrow, it may miss more
 often than one of a fixed number of batches. Two kinds of data sets:
@@ -87,7 +89,7 @@ class Terms:
         own = factor * self.noise * float(self.mean.sum(1).norm()) * sizes / sizes.norm()
         return self.mean + own * drawn / WEIGHTS**0.5
 
-    def looks(self, seed: int) -> Iterator[Look]:
+    def looks(self, level: float, seed: int) -> Iterator[Look]:
         """One data set, look by look."""
         generator = torch.Generator().manual_seed(seed)
         blocks, total = None, torch.zeros(WEIGHTS, LAGS, dtype=torch.float64)
@@ -101,7 +103,7 @@ class Terms:
                 bias = beyond(total) / float(total.sum(1).norm())
                 horizon: dict[float, int | None] = {LEVEL: horizon_by_definition(total)}
                 told, sure = (
-                    intervals(blocks, bias, np.zeros(LAGS), horizon, np.zeros(LAGS), level) for level in (NOMINAL, SURE)
+                    intervals(blocks, bias, np.zeros(LAGS), horizon, np.zeros(LAGS), each) for each in (NOMINAL, level)
                 )
                 yield look(number + 1, told, sure, horizon, self.truth)
 
@@ -117,14 +119,15 @@ def horizon_by_definition(terms: Tensor) -> int:
     return int(above[-1]) + 1 if len(above) else 0
 
 
-def gru_looks(size: int, noise: float, true: int, seed: int) -> Iterator[Look]:
+def gru_looks(size: int, noise: float, true: int, level: float, seed: int) -> Iterator[Look]:
     """One data set of a GRU, look by look."""
     model, generator, sums = gru.network(), torch.Generator().manual_seed(seed), None
     for number in range(MOST):
         one = gru.sums_of(model, number, size, generator, noise)
         sums = one if sums is None else merge(sums, one)
         if number + 1 in LOOKS:
-            yield look(number + 1, *horizon_of(sums), true)
+            told, sure, horizon = horizon_of(sums)
+            yield look(number + 1, told, told if level == NOMINAL else sure, horizon, true)
 
 
 Found = dict[str, list[bool]]
@@ -173,9 +176,10 @@ GRUS = {
 if __name__ == "__main__":
     torch.set_num_threads(1)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    level = float(sys.argv[2]) if len(sys.argv) > 2 else SURE
     together: Found = {}
     for name, each in SETS.items():
-        found = measured(each.looks, count)
+        found = measured(partial(each.looks, level), count)
         print(f"{name}, true {each.truth}\n{told(found)}", flush=True)
         for key, hits in found.items():
             together.setdefault(key, []).extend(hits)
@@ -183,5 +187,5 @@ if __name__ == "__main__":
     for name, (size, noise) in GRUS.items():
         true = gru.told(gru.network(), 50, 4000, torch.Generator().manual_seed(10**6), noise).horizon[LEVEL]
         assert true is not None
-        found = measured(partial(gru_looks, size, noise, true), max(1, count // 4))
+        found = measured(partial(gru_looks, size, noise, true, level), max(1, count // 4))
         print(f"{name}, true {true}\n{told(found)}", flush=True)

@@ -7,6 +7,7 @@ what autograd gives for the losses of each pass. It knows neither lags nor adjoi
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -577,6 +578,25 @@ def test_later_batches_may_be_longer(net):
     assert row.whole.bias == pytest.approx(float((whole - cut).norm() / whole.norm()), rel=1e-9)
 
 
+def test_a_layer_that_only_late_batches_use_is_missing():
+    class Late(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.GRU(D, H)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.other if x.shape[1] == 2 else self.rnn)(x)[0])
+
+    torch.manual_seed(1)
+    batches = [batch(seed, 2 if seed > 8 else 3) for seed in range(MANY)]
+    net = Late().double()
+    told = tt.window(net, batches, square, needed_lag=4, cost=False, stop_when=None)
+    assert list(told.flow.layers) == ["rnn"]
+    assert told.chunks[2].whole.bias == pytest.approx(compared(net, batches[:9], told.chunks[2].window)[0], rel=1e-9)
+    reasons = {each.field: each.reason for each in told.missing + told.flow.missing}
+    assert "not reached in the first 8 batches" in reasons["layers.other"]
+
+
 def test_a_ctrl_c_over_many_batches_keeps_what_was_done(net):
     def broken() -> Any:
         yield from (batch(seed) for seed in range(10))
@@ -590,6 +610,16 @@ def test_a_ctrl_c_over_many_batches_keeps_what_was_done(net):
     assert row.whole.bias == pytest.approx(bias, rel=1e-9)
     assert "interrupted after 10 batches" in " ".join(repr(told).split())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_of_many_batches_the_size_of_the_loss_does_not_matter(net, scale):
+    batches, options = [batch(seed) for seed in range(9)], {"needed_lag": 4, "cost": False, "stop_when": None}
+    wanted, got = (
+        tt.window(net, batches, lambda a, b, factor=factor: square(a, b) * factor, **options) for factor in (1, scale)
+    )
+    for a, b in zip((*wanted.chunks, *wanted.pairs), (*got.chunks, *got.pairs), strict=True):
+        assert dataclasses.astuple(a.whole) == pytest.approx(dataclasses.astuple(b.whole), rel=1e-9)
 
 
 def test_where_the_groups_take_too_much_there_is_no_interval(net, monkeypatch):

@@ -34,7 +34,8 @@ Cut = Callable[[nn.Module, list[Any], Mapping[str, list[int]], int], "list[Tenso
 
 @dataclass(frozen=True)
 class Gathered:
-    """sums: (layer, which gradient) → group → its parts, float64. losses: layer → (T,) sequences with a loss at each step."""
+    """sums: (layer, which gradient) → group → its parts, float64, in units that are the same in all. losses: layer → (T,)
+    sequences with a loss at each step."""
 
     groups: int
     through: bool
@@ -72,10 +73,15 @@ def groups_of(weights: int, windows: int) -> int:
 
 @dataclass(frozen=True)
 class WindowTask(Task):
-    """The sums of a flow, and beside them those of some windows. cut: runs chunks through several modules, or None."""
+    """The sums of a flow, and beside them those of some windows.
+
+    unit: they are in units of 2^unit, for squares of a gradient may leave the range of floats. cut: runs chunks through several
+    modules, or None.
+    """
 
     windows: tuple[Window, ...]
     groups: int
+    unit: int
     cut: Cut | None
 
     def added_up(self, model: nn.Module, read: Read, job: Job) -> Measured:
@@ -98,7 +104,9 @@ class WindowTask(Task):
             lin, unit = Linearization(trace), unit_of(trace)
 
             def sums(window: Window) -> Parts:
-                return [part[0].double().cpu() * 2.0**unit for part in truncated(lin, window, unit=unit)]
+                return [
+                    part[0].double().cpu() * 2.0 ** (unit - self.unit) for part in truncated(lin, window, unit=unit)
+                ]
 
             out = {(trace.name, WHOLE): sums(Window(trace.steps, trace.steps))}
             for window in self.windows:
@@ -124,7 +132,9 @@ class WindowTask(Task):
                     "tell windows of batches of one kind at a time",
                 )
             for trace in read.traces:
-                out[trace.name, which] = [made[0][name].double().cpu() for name in trace.names.values()]
+                out[trace.name, which] = [
+                    made[0][name].double().cpu() * 2.0**-self.unit for name in trace.names.values()
+                ]
         return out
 
 
