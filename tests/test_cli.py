@@ -822,7 +822,7 @@ def test_no_word_of_progress_within_a_second(folder):
     assert done.stderr == "printed by the user's module\n"
 
 
-def test_a_terminal_sees_a_bar(folder):
+def test_a_terminal_sees_a_bar():
     pty = pytest.importorskip("pty")
     outer, inner = pty.openpty()
     code = textwrap.dedent(f"""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import throughtime as tt
 from emulated_cuda import CUDA, EmulatedCuda
 from test_decomposition import Scene, every_cell, play, same
-from throughtime.collect import Asked, reducers
+from throughtime.asked import Asked
+from throughtime.collect import reducers
 from throughtime.explain import explain
 from throughtime.flow import LayerFlow
 from throughtime.linearize import Linearization

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import throughtime as tt
 from test_decomposition import LOSSES, Scene, every_cell, from_start, layer_of, numbers
+from throughtime.asked import Asked
 from throughtime.cells import REGISTRY
-from throughtime.collect import Asked
 from throughtime.flow import LayerFlow
 from throughtime.streaming.accumulate import accumulate, border, flow_of
 from throughtime.streaming.sums import merge
@@ -79,7 +79,7 @@ def streamed(scenes: Sequence[Scene], powers: Sequence[int], **options) -> Layer
     """Batches one by one, merged."""
     pairs = zip(scenes, powers, strict=True)
     traces = [record(scene, power, data).traces()[0] for data, (scene, power) in enumerate(pairs)]
-    asked = Asked(demand=None, **options)
+    asked = Asked(demand=False, **options)
     told, by_hand = border(traces[0], asked)
     parts = [accumulate(trace, batch, asked, told, by_hand) for batch, trace in enumerate(traces)]
     return flow_of({"rnn": reduce(merge, parts)}, asked).layers["rnn"]
@@ -104,7 +104,7 @@ def test_what_float32_rounds_coarsely_is_not_held_against_the_terms(key, loss):
         record_of = record(scene, power, dtype=torch.float32)
         got = record_of.flow(demand=False).layers["rnn"]
         (trace,) = record_of.traces()
-        asked = Asked(demand=None)
+        asked = Asked(demand=False)
         merged = flow_of({"rnn": accumulate(trace, 0, asked, 30)}, asked).layers["rnn"]
         for layer in (got, merged):
             told = power > -100
