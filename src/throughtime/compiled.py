@@ -54,9 +54,7 @@ class _Back:
     """`STEPS` steps back of one cell, with arrays of one layout."""
 
     def __init__(self, cell: Cell, paths: bool, entering: bool) -> None:
-        def back(
-            weights: Tensors, factors: Tensors, rows: Tensor, added: Tensor | None
-        ) -> tuple[list[Tensor], Pulled]:
+        def back(weights: Tensors, factors: Tensors, rows: Tensor, added: Tensor | None) -> tuple[list[Tensor], Pulled]:
             """From the last step of the factors (steps, B, …): the rows at each of the steps, and what was pulled."""
             w, passed, pulled = Weights(**weights), [], []
             for turn in range(STEPS):
