@@ -21,8 +21,9 @@ class Block:
 
     adjoint: (L, R, B, S·H), times 2^exponent (L, R, B), `DEAD` for rows that are zero. lags: (L,), None in the tail's
     stream, where lags are mixed. origins: (R,). common: (L,) one exponent a lag, of its largest row. pulled: what the sweep
-    saw when it pulled these rows back, if it was kept. sequences: which of the batch these B are. The rows of a lag may
-    come in several blocks: `last` says that this is the last of them, `complete` that it is the last of its sequences.
+    saw when it pulled these rows back, if it was kept: lag by lag, or some lags at once, along a first axis. sequences: which
+    of the batch these B are. The rows of a lag may come in several blocks: `last` says that this is the last of them,
+    `complete` that it is the last of its sequences.
     lags, origins and steps are on the host; at picks the same steps (L·R) along an axis of the window's arrays.
     """
 
@@ -99,7 +100,8 @@ class Block:
         else:
             banks = zip(*(each.pre for each in self.pulled), strict=True)
             made = tuple(
-                self._align(_beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2) for bank in banks
+                self._align(self._beside([each.movedim(-2, 0) for each in bank], dim=1)).movedim(0, -2)
+                for bank in banks
             )
         return tuple(bank.to(self.linearization.terms_in) for bank in made)
 
@@ -138,7 +140,14 @@ class Block:
         if self.pulled is None or not self.pulled[0].paths:
             return self._pull(paths=True).paths
         ports = self.pulled[0].paths
-        return {port: self._align(_beside([each.paths[port] for each in self.pulled])) for port in ports}
+        return {port: self._align(self._beside([each.paths[port] for each in self.pulled])) for port in ports}
+
+    def _beside(self, parts: list[Tensor], dim: int = 0) -> Tensor:
+        """All lags along `dim`, an axis that a part of one lag alone lacks; without a copy where there is one lag."""
+        if len(parts) == len(self.adjoint):
+            return parts[0].unsqueeze(dim) if len(parts) == 1 else torch.stack(parts, dim)
+        whole = self.adjoint.ndim + dim
+        return torch.cat([part if part.ndim == whole else part.unsqueeze(dim) for part in parts], dim)
 
 
 def contiguous(places: Tensor) -> slice | Tensor:
@@ -146,8 +155,3 @@ def contiguous(places: Tensor) -> slice | Tensor:
     flat = places.flatten()
     first, last = int(flat[0]), int(flat[-1])
     return slice(first, last + 1) if last - first == flat.numel() - 1 and 1 in places.shape else flat
-
-
-def _beside(parts: list[Tensor], dim: int = 0) -> Tensor:
-    """Stacked; without a copy where there is one."""
-    return parts[0].unsqueeze(dim) if len(parts) == 1 else torch.stack(parts, dim)

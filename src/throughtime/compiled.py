@@ -17,7 +17,7 @@ from throughtime.cells.cell import Cell, Pulled, Tensors, Weights
 from throughtime.linearize import Linearization, Window
 from throughtime.scaled import Chunk
 
-STEPS = 8  # of a chunk: 4 gain half as much; 16 take half as long again to compile, for little
+STEPS = 12  # of a chunk, two in a run of `scaled.march`
 
 _failed: set[Cell] = set()  # what this process could not compile; it is not tried again
 _said: set[str] = set()
@@ -26,7 +26,8 @@ _said: set[str] = set()
 def chunk_of(lin: Linearization, window: Window, rows: Tensor, paths: bool, entering: bool = False) -> Chunk | None:
     """Steps back from the window's last, `STEPS` at once; None where they are to be taken one by one.
 
-    rows: (1, B, C), like those that will be taken back. entering: whether others are added before each step.
+    rows: (1, B, C), like those that will be taken back. entering: whether others are added before each step. What is kept of
+    a chunk has an axis for its steps, in their order in time.
     """
     length = window.last - window.first
     if not lin.compile or length <= STEPS or lin.cell in _failed:
@@ -42,9 +43,9 @@ def chunk_of(lin: Linearization, window: Window, rows: Tensor, paths: bool, ente
     if not back.works:
         return None
 
-    def take(turn: int, rows: Tensor, added: Tensor | None) -> tuple[list[Tensor], list[Tensor], list[Pulled]]:
+    def take(turn: int, rows: Tensor, added: Tensor | None) -> tuple[list[Tensor], Pulled, Tensor]:
         passed, pulled = back(weights, {name: value[: length - turn] for name, value in factors.items()}, rows, added)
-        return passed, [each.carry for each in pulled], pulled
+        return passed, pulled, pulled.carry
 
     return Chunk(STEPS, take)
 
@@ -53,9 +54,7 @@ class _Back:
     """`STEPS` steps back of one cell, with arrays of one layout."""
 
     def __init__(self, cell: Cell, paths: bool, entering: bool) -> None:
-        def back(
-            weights: Tensors, factors: Tensors, rows: Tensor, added: Tensor | None
-        ) -> tuple[list[Tensor], list[Pulled]]:
+        def back(weights: Tensors, factors: Tensors, rows: Tensor, added: Tensor | None) -> tuple[list[Tensor], Pulled]:
             """From the last step of the factors (steps, B, …): the rows at each of the steps, and what was pulled."""
             w, passed, pulled = Weights(**weights), [], []
             for turn in range(STEPS):
@@ -64,7 +63,11 @@ class _Back:
                 at = {name: value[len(value) - 1 - turn : len(value) - turn] for name, value in factors.items()}
                 pulled.append(cell.pull(w, at, rows, paths))
                 rows = pulled[-1].carry
-            return passed, pulled
+            pulled.reverse()
+            banks = zip(*[each.pre for each in pulled], strict=True)
+            pre = tuple([torch.stack([each.movedim(-2, 0) for each in bank], 1).movedim(0, -2) for bank in banks])
+            told = {port: torch.stack([each.paths[port] for each in pulled]) for port in pulled[0].paths}
+            return passed, Pulled(pre, rows, told)
 
         # A code object of its own: torch counts compilations by it, and would stop after some layouts.
         own = FunctionType(back.__code__.replace(), back.__globals__, back.__name__, None, back.__closure__)
@@ -90,7 +93,7 @@ class _Back:
 
     def __call__(
         self, weights: Tensors, factors: Tensors, rows: Tensor, added: Tensor | None
-    ) -> tuple[list[Tensor], list[Pulled]]:
+    ) -> tuple[list[Tensor], Pulled]:
         if self.works:
             try:
                 return self.compiled(weights, factors, rows, added)

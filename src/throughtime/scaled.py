@@ -260,11 +260,12 @@ def shifted(rows: Tensor, shift: Tensor) -> Tensor:
 class Chunk(Generic[Kept]):
     """Several steps of a march at once.
 
-    take(turn, rows, what enters before each of them (steps, ..., N) or None) → by step: its rows, the next rows, what to keep.
+    take(turn, rows, what enters before each of them (steps, ..., N) or None) → the rows at each step, what to keep of them all,
+    the next rows.
     """
 
     steps: int
-    take: Callable[[int, Tensor, Tensor | None], tuple[list[Tensor], list[Tensor], list[Kept]]]
+    take: Callable[[int, Tensor, Tensor | None], tuple[list[Tensor], Kept, Tensor]]
 
 
 def march(
@@ -279,9 +280,9 @@ def march(
 
     step(turn, rows) → (the next rows, what to keep of the turn). entering: rows (count, ..., N) and exponents (count, ...)
     that are added before each step. chunk: the same steps several at once, taken where as many are left in a run. Returns
-    rows, exponents (`DEAD` where a row is zero) and what was kept by turn, then rows and exponent after the last. Several
-    steps are taken before their rows are looked at; a run in which one has left the range is taken back to there, so no step
-    ever starts from rows beyond it.
+    rows and exponents (`DEAD` where a row is zero) by turn, what was kept by turn or chunk, then rows and exponent after the
+    last. Several steps are taken before their rows are looked at; a run in which one has left the range is taken back to
+    there, or to the begin of its chunk, so no step that is kept starts from rows beyond it.
     """
     passed: list[Tensor] = []
     powers: list[Tensor] = []
@@ -292,7 +293,7 @@ def march(
         rows, exponent = rescale(rows, exponent, rows.abs().amax(-1), NEAR, ALIKE)
         start = len(passed)
         stop = min(start + reach, count)
-        before, added, each = [], None, []
+        before, added, each = [], None, []  # before: turn and rows at the begin of each step or chunk
         if entering is not None:
             powers_in = entering[1][start:stop]
             unit = torch.maximum(exponent, powers_in.amax(0))
@@ -301,27 +302,25 @@ def march(
             each = added.unbind()
         while len(passed) < stop:
             turn = len(passed)
+            before.append((turn, rows))
             if chunk is not None and turn + chunk.steps <= stop:
                 into = None if added is None else added[turn - start : turn - start + chunk.steps]
-                met, after, kept = chunk.take(turn, rows, into)
-                before += [rows, *after[:-1]]
+                met, kept, rows = chunk.take(turn, rows, into)
                 passed += met
-                told += kept
-                rows = after[-1]
-                continue
-            before.append(rows)
-            if each:
-                rows = rows + each[turn - start]
-            passed.append(rows)
-            rows, kept = step(turn, rows)
+            else:
+                if each:
+                    rows = rows + each[turn - start]
+                passed.append(rows)
+                rows, kept = step(turn, rows)
             told.append(kept)
         peaks = torch.stack(passed[start:]).abs().amax(-1)
         left = (peaks[1:] > 0) & ~((peaks[1:] > 1 / RANGE) & (peaks[1:] < RANGE))
         beyond = left.flatten(1).any(1).tolist() if len(left) else []
         if any(beyond):
             reach = beyond.index(True) + 1
-            rows = before[reach]
-            del passed[start + reach :], told[start + reach :]
+            parts = sum(turn <= start + reach for turn, _ in before)
+            turn, rows = before[parts - 1]
+            del passed[turn:], told[parts - 1 - len(before) :]
         else:
             reach = min(2 * reach, longest)
         powers += torch.where(peaks > 0, exponent, DEAD)[: len(passed) - start].unbind()

@@ -271,7 +271,7 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, watch: _Watch |
             pulled = lin.pull(window, lambda array: array[at], rows, paths)
         return pulled.carry, pulled
 
-    chunk = chunk_of(lin, window, lane.rows, paths) if single else None
+    chunk = chunk_of(lin, window, lane.rows, paths) if single and watch is None else None
     adjoints, exponents, pulled, lane.rows, lane.exponent = march(step, lane.rows, lane.exponent, lags, chunk=chunk)
     if watch is not None and lags > 1:
         peaks = torch.stack([rows.abs().amax(-1) for rows in adjoints])
