@@ -40,6 +40,16 @@ def ledger(scene: Scene) -> object:
     return explain(scene.traces, **LEDGER)
 
 
+@work("decomposition, memory='250MiB'", recorded=True)
+def within_250(scene: Scene) -> object:
+    return explain(scene.traces, memory="250MiB", **LEDGER)
+
+
+@work("decomposition, memory='100MiB'", recorded=True)
+def within_100(scene: Scene) -> object:
+    return explain(scene.traces, memory="100MiB", **LEDGER)
+
+
 @work("decomposition, compile=True", recorded=True, peak=False)
 def ledger_compiled(scene: Scene) -> object:
     return explain(scene.traces, compile=True, **LEDGER)

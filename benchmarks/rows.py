@@ -235,9 +235,13 @@ def scaling(bench: _Bench) -> Iterator[Row]:
 
 
 def long_sequence(bench: _Bench) -> Iterator[Row]:
-    """Memory of one loss after many steps."""
+    """Memory of one loss after many steps; and within a budget, with its price in time, there and at every step."""
     for scene, rounds in bench.take({Scene(64, 100_000, 1): 1}, (), Scene(32, 300, 1)):
         yield from bench.against(scene, "plain", {"ledger": "≤ 4096 MB"}, rounds)
+        yield from bench.against(scene, "ledger", {"within_250": "≤ 250 MB"}, rounds)
+    every = Scene(128, 1000, 16, every=True)
+    for scene, rounds in bench.take({every: 2}, (), Scene(32, 50, 4, every=True)):
+        yield from bench.against(scene, "ledger", {"within_100": "≤ 100 MB"}, rounds)
 
 
 def chunks_compiled(bench: _Bench) -> Iterator[Row]:

@@ -31,7 +31,7 @@ TITLES = {
     "growth": "Growth with T, a loss at every step: the ratio is the exponent of time",
     "jacobians": "No loss: times faster than rivals",
     "scaling": "The price of powers of two",
-    "long": "One loss after 100,000 steps: the aim is of memory",
+    "long": "Memory: one loss after 100,000 steps, and what a budget costs",
     "compiled": "Chunks of steps compiled; of compiling, the ratio is the number of decompositions after which it has paid",
 }
 

@@ -336,6 +336,22 @@ def test_the_test_of_demand_is_chosen(throughtime):
     assert json.loads(out)["layers"][0]["demand"]["method"] == "distance"
 
 
+def test_a_budget_of_memory(throughtime):
+    """The answer is the same to rounding; what is no size is told before the work, what is too little after the first batch."""
+    free, within = (
+        json.loads(throughtime("diagnose", *GIVEN, "--format", "json", *memory)[1])["layers"][0]
+        for memory in ((), ("--memory", "200 MB"))
+    )
+    np.testing.assert_allclose(within["bias"], free["bias"], atol=1e-5)
+    code, out, err = throughtime("check", *GIVEN, "--memory", "much")
+    assert (code, out) == (2, "")
+    assert "user's loss" not in err
+    assert re.search("error: got memory='much'; expected .*; do this: ", err)
+    code, out, err = throughtime("check", *GIVEN, "--memory", "3MB")
+    assert (code, out) == (2, "")
+    assert re.search("error: got memory='3 MB' for layer 'rnn'.*; expected at least .* MB.*; do this: ", err)
+
+
 def test_layers_are_chosen_by_name(throughtime):
     given = ["mine:Two", "--data", "mine:one", "--loss", "mine:loss", "--format", "json"]
     assert [each["name"] for each in json.loads(throughtime("diagnose", *given)[1])["layers"]] == [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import throughtime as tt
 from reference import Loss, Reference, drawn, hard_sigmoid, hard_sigmoid_6, log10, sigmoid, widths
+from throughtime.budget import Room
 from throughtime.cells import REGISTRY, Weights
 from throughtime.errors import ThroughtimeError
 from throughtime.flow import QUANTILES, LayerFlow
@@ -400,6 +401,31 @@ def same(got: LayerFlow, wanted: LayerFlow, rtol: float = 1e-9) -> None:
     assert got.horizon == wanted.horizon
     agree([unit.half_life for unit in got.units], [unit.half_life for unit in wanted.units])
     assert [unit.kind for unit in got.units] == [unit.kind for unit in wanted.units]
+
+
+@every_cell
+@pytest.mark.parametrize(
+    ("loss", "entries", "left", "max_lag"),
+    [
+        ("last step", 20, 0, None),
+        ("some steps", 20, 0, None),
+        ("some steps", 2**17, 0, None),
+        ("every step", 20, 2000, 3),
+        ("every step", 2**17, 0, None),
+    ],
+)
+def test_what_is_made_again_where_there_is_no_room_is_the_same(key, loss, entries, left, max_lag, monkeypatch):
+    """left: bytes that may be kept; 2000 are room for some of the lanes."""
+    monkeypatch.setattr("throughtime.explain.room", lambda *_: Room(entries, left, 200, 10))
+    played = play(Scene(key, loss, steps=9, start="with gradient"))
+    got, wanted = (played.flow(memory=memory, max_lag=max_lag) for memory in ("1GB", None))
+    same(got, wanted)
+    assert (got.tail is None) == (wanted.tail is None)
+    for name, gate in wanted.gates.items():
+        agree(got.gates[name].logit_quantiles, gate.logit_quantiles)
+        agree(got.gates[name].mean, gate.mean)
+        np.testing.assert_array_equal(got.gates[name].histogram, gate.histogram)
+    agree([unit.timescale for unit in got.units], [unit.timescale for unit in wanted.units])
 
 
 @every_cell

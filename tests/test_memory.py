@@ -12,7 +12,11 @@ from torch import nn
 
 import throughtime as tt
 from throughtime import gates
-from throughtime.linearize import Linearization
+from throughtime.budget import Room, in_bytes, in_words
+from throughtime.errors import InputError
+from throughtime.explain import explain
+from throughtime.linearize import Linearization, Window
+from throughtime.order import Order
 from throughtime.reducers.initial_state import InitialState
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
@@ -65,6 +69,190 @@ def test_portions_say_the_same_as_all_steps_at_once(monkeypatch):
         np.testing.assert_array_equal(gate.histogram, wanted.gates[name].histogram)
         np.testing.assert_array_equal(gate.logit_quantiles, wanted.gates[name].logit_quantiles)
     np.testing.assert_array_equal(got.entering, wanted.entering)
+
+
+# A budget.
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [("4GB", 4 * 10**9), ("500 MB", 5 * 10**8), ("2GiB", 2**31), ("1.5kb", 1500), (" 7 ", 7), (10**6, 10**6)],
+)
+def test_sizes_are_read(said, size):
+    assert in_bytes(said) == size
+
+
+@pytest.mark.parametrize("said", ["", "much", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4]])
+def test_what_is_no_size_is_refused(said):
+    with pytest.raises(InputError, match=r"got memory=.*; expected .*'500 MB'"):
+        in_bytes(said)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(4e9, "4 GB"), (1.23e9, "1.3 GB"), (500, "500 bytes"), (2_000_001, "2.1 MB")]
+)
+def test_sizes_are_told_rounded_up(size, words):
+    assert in_words(size) == words
+
+
+def test_too_little_is_told_before_the_work():
+    told = trace(nn.GRU(2, 3), 20)
+    calls = []
+    with pytest.raises(
+        InputError, match=r"memory='1 MB' for layer 'rnn' \(T=20, B=2, H=3.*at least .* MB.*raise memory"
+    ):
+        explain([told], memory="1MB", progress=lambda *done: calls.append(done))
+    assert not calls
+    with pytest.raises(InputError, match="memory beside total=True"):
+        explain([told], memory="1GB", total=True)
+
+
+def test_the_least_that_is_told_is_enough():
+    told = trace(nn.GRU(2, 3), 20)
+    with pytest.raises(InputError) as raised:
+        explain([told], memory=1000)
+    least = str(raised.value).split("at least ")[1].split(":")[0]
+    assert explain([told], memory=least).layers["rnn"].residual < 1e-4
+
+
+def test_a_few_origins_far_apart_are_gathered(monkeypatch):
+    """Where the factors of all steps are not kept, those between the origins are not made."""
+    made = []
+    factors = Window._factors
+    monkeypatch.setattr(Window, "_factors", lambda self, at: made.append(self) or factors(self, at))
+    for layer in (nn.GRU(2, 3), nn.LSTM(2, 3)):
+        torch.manual_seed(0)
+        layer = layer.double()
+        with tt.record(layer) as rec:
+            out = layer(torch.randn(120, 2, 2, dtype=torch.float64))[0]
+            out[[5, 60, 100]].square().sum().backward()
+        wanted = rec.flow(demand=False).layers["rnn"]
+        with monkeypatch.context() as small:
+            small.setattr("throughtime.explain.room", lambda *_: Room(12, 0, 1, 1))
+            made.clear()
+            got = rec.flow(demand=False, memory="1GB").layers["rnn"]
+        assert max(len(window) for window in made) < 20
+        assert any(window.steps is not None for window in made)
+        np.testing.assert_allclose(got.share, wanted.share, atol=1e-12)
+        np.testing.assert_allclose(got.bias, wanted.bias, atol=1e-12)
+        for port, path in wanted.paths.items():
+            np.testing.assert_allclose(got.paths[port], path, atol=1e-10)
+
+
+def test_padded_sequences_are_the_same_within_a_budget(monkeypatch):
+    layer = nn.GRU(2, 3).double()
+    x = torch.randn(30, 3, 2, dtype=torch.float64)
+    with tt.record(layer) as rec:
+        out, _ = layer(nn.utils.rnn.pack_padded_sequence(x, [30, 12, 7]))
+        out.data.square().sum().backward()
+    wanted = rec.flow().layers["rnn"]
+    monkeypatch.setattr("throughtime.explain.room", lambda *_: Room(12, 0, 1, 1))
+    got = rec.flow(memory="1GB").layers["rnn"]
+    np.testing.assert_allclose(got.share, wanted.share, atol=1e-12)
+    np.testing.assert_allclose(got.demand.z, wanted.demand.z, rtol=1e-4)
+    for name, gate in wanted.gates.items():
+        np.testing.assert_array_equal(got.gates[name].histogram, gate.histogram)
+        np.testing.assert_allclose(got.gates[name].logit_quantiles, gate.logit_quantiles, atol=1e-12)
+
+
+def test_batches_within_a_budget_and_a_run_that_goes_on_with_another(tmp_path):
+    torch.manual_seed(0)
+    layer = nn.GRU(2, 3)
+    batches = [torch.randn(20, 4, 2) for _ in range(3)]
+
+    def flow(**options):
+        step = {"loss": lambda model, x: model(x)[0].square().sum(), "stop_when": None}
+        return tt.diagnose(layer, iter(batches), **step, **options).flow.layers["rnn"]
+
+    free = flow()
+    for memory, limit in (("200MB", 2), (300 * 10**6, 3)):
+        within = flow(memory=memory, limit=limit, resume=tmp_path / "state.pt")
+    np.testing.assert_allclose(within.share, free.share, atol=1e-5)
+    np.testing.assert_allclose(within.bias, free.bias, atol=1e-5)
+    assert within.batches == 3
+
+
+def test_the_total_lag_of_several_layers_is_left_out_within_a_budget():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(2, 3, num_layers=2, bidirectional=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model = Both()
+    with tt.record(model) as rec:
+        model(torch.randn(9, 2, 2)).square().sum().backward()
+    (free, within) = (rec.flow(demand=False, memory=memory) for memory in (None, "200MB"))
+    assert set(within.layers) < set(free.layers)
+    assert any("leave memory out" in each.reason for each in within.missing)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_order_statistics_are_those_of_sorting(dtype):
+    draw = np.random.default_rng(0)
+    numbers = np.concatenate([draw.normal(size=500), [0.0, -0.0, 1e-40, -3e38, 3e38], np.ones(50)]).astype(dtype)
+    ranks = [0, 1, 17, 200, 300, len(numbers) - 2, len(numbers) - 1]
+    order = Order(ranks)
+    while not order.found:
+        for part in np.array_split(numbers, 7):
+            order.see(part)
+        order.narrow()
+    assert order.values() == {rank: float(np.sort(numbers)[rank]) for rank in ranks}
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from torch import nn
+from throughtime.cells import REGISTRY, Weights
+from throughtime.explain import explain
+from throughtime.trace import Trace
+
+def made(steps):
+    layer = nn.GRU(32, 64)
+    x = torch.randn(steps, batch, 32)
+    with torch.no_grad():
+        carries = torch.cat((torch.zeros(1, batch, 64), layer(x)[0]))
+    gradient = torch.zeros(steps, batch, 64)
+    gradient[0 if every else -1:] = torch.randn(batch, 64)
+    weights = {name.removesuffix("_l0"): value.detach() for name, value in layer.named_parameters()}
+    given = {name: torch.zeros_like(value) for name, value in weights.items()}
+    return Trace("rnn", REGISTRY["gru"], Weights(**weights), x, carries, gradient, given, None, torch.float32)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+steps, batch, every = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "every"
+memory = None if sys.argv[4] == "free" else sys.argv[4]
+torch.set_num_threads(1)
+options = dict(strict=False, demand=False, hops=False, signal_to_noise=False, origin_step=False, bias="horizon")
+if every:
+    options["max_lag"] = 12  # every lag takes as much
+explain([made(3)], memory=memory and "1GB", **options)
+trace = made(steps)
+now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+ballast = torch.ones(max(0, peak() - now), dtype=torch.uint8)  # what is added now is seen
+before = peak()
+explain([trace], memory=memory, **options)
+print((peak() - before) / 1e6)
+"""
+
+
+def megabytes(*arguments: object) -> float:
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("steps", "batch", "loss", "memory"), [(20_000, 1, "last", 85), (1000, 16, "every", 70)])
+def test_no_more_is_added_than_the_budget(steps, batch, loss, memory):
+    """No margin: the formulas of `throughtime.budget` have their own. And it is less than without a budget."""
+    within = megabytes(steps, batch, loss, f"{memory}MB")
+    assert within <= memory
+    assert within < megabytes(steps, batch, loss, "free")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the pages of a process are glibc's to keep")

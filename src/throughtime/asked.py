@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+from throughtime.budget import in_bytes
 from throughtime.demand import Method
 from throughtime.errors import InputError
 
@@ -19,7 +20,8 @@ class Options(TypedDict, total=False):
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. compile:
-    whether chunks of steps are compiled, see docs/howto/compile.md. strict: raise ResidualError above the contract (1e-10 in
+    whether chunks of steps are compiled, see docs/howto/compile.md. memory: what the decomposition may add to what is there,
+    such as "500 MB" or a number of bytes, see docs/howto/memory.md. strict: raise ResidualError above the contract (1e-10 in
     float64, 1e-4 in float32, 2e-2 below). total: whether the total lag is told where it takes a stream of every origin through
     every layer (`throughtime.whole.series`); None: where this takes less than `throughtime.whole.total.COST`.
     """
@@ -34,6 +36,7 @@ class Options(TypedDict, total=False):
     origin_step: bool
     derivative: Derivative
     compile: bool
+    memory: str | float | None
     strict: bool
     total: bool | None
 
@@ -52,6 +55,7 @@ class Asked:
     origin_step: bool = True
     derivative: Derivative = "closed"
     compile: bool = False
+    memory: str | float | None = None
     strict: bool = True
     total: bool | None = None
 
@@ -63,6 +67,22 @@ class Asked:
             raise InputError(f"max_lag={most}", "a whole number of steps, 0 or more", "leave it out to tell every lag")
         if self.bias not in ("all", "horizon"):
             raise InputError(f"bias={self.bias!r}", "'all' or 'horizon'", "use 'all' for the bias at every K")
+
+        if self.memory is not None:
+            if self.total:
+                raise InputError(
+                    "memory beside total=True", "one of them", "leave memory out: the total lag needs all at once"
+                )
+            in_bytes(self.memory)
+
+    @property
+    def budget(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else in_bytes(self.memory)
+
+    def questions(self) -> dict[str, Any]:
+        """All that changes the answer."""
+        return {name: value for name, value in asdict(self).items() if name != "memory"}
 
     @property
     def method(self) -> Method | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +55,14 @@ def reducers(lin: Linearization, asked: Asked) -> Used:
     )
     each = (used.adjoints, used.paths, used.initial, used.noise, used.hops, used.places)
     used.all += [reducer for reducer in each if reducer is not None]
+    settle_at_once(lin, used.all)
     return used
+
+
+def settle_at_once(lin: Linearization, consumers: Iterable[Reducer]) -> None:
+    """Within a budget: see `Reducer.settle_at_once`."""
+    for consumer in consumers if lin.room is not None else ():
+        consumer.settle_at_once()
 
 
 def collect(

@@ -13,7 +13,8 @@ import torch
 from throughtime import __version__
 from throughtime.asked import Asked, Options
 from throughtime.books import of_ledger
-from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, collect, own_sum, reducers
+from throughtime.budget import room
+from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, collect, own_sum, reducers, settle_at_once
 from throughtime.errors import InputError, ResidualError
 from throughtime.finish import finish
 from throughtime.flow import Flow, LayerFlow, Missing
@@ -43,7 +44,8 @@ def explain(
     Raises ResidualError where the terms do not add up, InputError where no gradient reached any layer.
     """
     asked = Asked(**options)
-    keep_freed_memory()
+    if asked.memory is None:
+        keep_freed_memory()
     reached = [trace for trace in traces if trace.origins()]
     if not reached:
         raise InputError(
@@ -58,6 +60,9 @@ def explain(
     for each in series if asked.total is not False else ():
         wholes.setdefault(each.name, []).append(each)
     for name, batches in wholes.items():
+        if asked.memory is not None:
+            missing.append(Missing(f"layers.{name}", "the total lag is not told within a memory: leave memory out"))
+            continue
         needs = cost(batches)
         if asked.total is None and needs > COST:
             why = f"the total lag takes about {needs:.1g} multiplications: ask for it by total=True (--total)"
@@ -83,6 +88,10 @@ def explain(
                 raise _missed(layer, batches[0].parts[0].trace.dtype)
             layers[layer.name] = layer
         reached = [replace(trace, inner=True) if trace.module == name else trace for trace in reached]
+    lins, beside = {}, 0
+    for trace in reached:  # what has no room is told before the work
+        lins[trace.name] = lin = linearized(trace, asked, beside)
+        beside += 0 if lin.room is None else lin.room.results
     for trace in reached:
 
         def tell(done: int, of: int, name: str = trace.name) -> None:
@@ -90,7 +99,7 @@ def explain(
                 progress(done, of, name)
 
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-            layer = _layer(trace, asked, (copies or {}).get(trace.name, 1), tell)
+            layer = _layer(lins.pop(trace.name), asked, (copies or {}).get(trace.name, 1), tell)
         if asked.strict and layer.error > CONTRACT.get(trace.dtype, LOW_PRECISION):
             raise _missed(layer, trace.dtype)
         layers[trace.name] = layer
@@ -149,15 +158,25 @@ def _referred(lin: Linearization) -> tuple[dict[str, torch.Tensor], str]:
     return reference(lin), own_sum(str(trace.dtype).removeprefix("torch.") if low else "", lacking)
 
 
-def _layer(trace: Trace, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:
+def _layer(lin: Linearization, asked: Asked, copies: int, progress: Callable[[int, int], None]) -> LayerFlow:
     """One sweep with all reducers that are needed, then what is read from the trace alone."""
-    lin = Linearization(trace, asked.derivative, asked.compile)
-    whole = reference(lin)
+    trace, whole = lin.trace, reference(lin)
     ledger, used = Ledger(lin, whole, asked.bias, LEVELS), reducers(lin, asked)
+    settle_at_once(lin, [ledger])
     first = sweep(lin, [*used.all, ledger], asked.tolerance, asked.max_lag, progress)
     by_hand = first is not None and first - 1 == asked.max_lag
     sums = collect(lin, used, asked, first or trace.steps, by_hand, copies=copies)
+    lin.forget()
     return finish(sums, of_ledger(ledger, trace.weight_gradients, first, *_external(lin, whole, asked)), asked, first)
+
+
+def linearized(trace: Trace, asked: Asked, beside: int = 0) -> Linearization:
+    """Within the memory that was asked for. beside: see `throughtime.budget.room`."""
+    with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
+        lin = Linearization(trace, asked.derivative, asked.compile)
+        if asked.memory is None:
+            return lin
+        return Linearization(trace, asked.derivative, asked.compile, room(lin, asked, beside))
 
 
 def reference(lin: Linearization) -> dict[str, torch.Tensor]:
@@ -201,4 +220,5 @@ def _external(
 def outside(lin: Linearization) -> Linearization:
     """The same layer, with that part of the gradient alone that came round outside it."""
     assert lin.trace.external is not None
-    return Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative, lin.compile)
+    room = None if lin.room is None else lin.room.spent()
+    return Linearization(replace(lin.trace, gradient=lin.trace.external), lin.derivative, lin.compile, room)

@@ -10,9 +10,11 @@ import torch
 from throughtime import units
 from throughtime.asked import Asked
 from throughtime.books import Books
+from throughtime.budget import chunk
 from throughtime.collect import own_sum
 from throughtime.demand import Demand, measure
 from throughtime.flow import Adjoint, Horizon, Intervals, LayerFlow, Missing, Sequence, Tail
+from throughtime.lagged import at_once
 from throughtime.reducers import adjoints, initial_state
 from throughtime.reducers.hops import Hops
 from throughtime.reducers.paths import Paths
@@ -108,9 +110,9 @@ def _entering(sums: LayerSums) -> np.ndarray:
 def _demand(sums: LayerSums, asked: Asked) -> Demand:
     sample = sums.sample
     assert sample.source is not None
-    found = measure(
-        sample.entering(sums.steps), sample.source, method=asked.demand_method, lengths=sample.ends(sums.steps)
-    )
+    with at_once(chunk(asked.budget)):
+        entering, ends = sample.entering(sums.steps), sample.ends(sums.steps)
+        found = measure(entering, sample.source, method=asked.demand_method, lengths=ends)
     if len(sample.batch) == sums.sequences:
         return found
     note = f"of {len(sample.batch)} sequences drawn from {sums.sequences}"

@@ -11,13 +11,30 @@ The items i are sequences, or pairs of sequences, as the form says. Two ways to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK = 2**23  # numbers held at once in a product: 32 MB in float32
+_most: ContextVar[int] = ContextVar("most", default=CHUNK)
+
+
+@contextmanager
+def at_once(numbers: int) -> Iterator[None]:
+    """Hold no more than so many numbers at once in a product, nor more than `CHUNK`."""
+    token = _most.set(numbers)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def _chunk() -> int:
+    return min(CHUNK, _most.get())
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,9 @@ def by_product(left: Tensor, origins: Tensor, rights: Sequence[Tensor], orders: 
     out = left.new_zeros(len(orders), steps)
     near = min(len(rights) - 1, steps)
     width = items.shape[1] * (1 if form.pairs else rights[-1].shape[2])
-    chunk = max(1, (4 * CHUNK if form.pairs else CHUNK) // (len(items) * width))  # each chunk orders the pairs again
+    chunk = max(
+        1, (4 * _chunk() if form.pairs else _chunk()) // (len(items) * width)
+    )  # each chunk orders the pairs again
     groups = [range(lag, lag + 1) for lag in range(near)]
     groups += [range(first, min(first + chunk, steps)) for first in range(near, steps, chunk)]
     for lags in groups:
@@ -86,9 +105,9 @@ def by_transform(left: Tensor, origins: Tensor, rights: Sequence[Tensor], orders
     length = _fast_length(2 * steps - 1)  # long enough that no lag wraps round
     left_f = torch.fft.rfft(whole, length, dim=0)
     out = left.new_zeros(len(orders), steps)
-    for part in right.split(max(1, CHUNK // (length * count)), dim=2):
+    for part in right.split(max(1, _chunk() // (length * count)), dim=2):
         part_f = torch.fft.rfft(part, length, dim=0).conj()
-        chunk = max(1, CHUNK // (length * rank * max(count, part.shape[2])))
+        chunk = max(1, _chunk() // (length * rank * max(count, part.shape[2])))
         for some, of in zip(orders.split(chunk), out.split(chunk), strict=True):
             ordered = form.reordered(left_f, some).permute(0, 1, 3, 2).flatten(1, 2)  # (frequency, p·r, I)
             c = torch.fft.irfft(ordered @ part_f, length, dim=0)[:steps]
@@ -111,7 +130,7 @@ def _contracted(items: Tensor, right: Tensor, orders: Tensor, form: Form) -> Ten
     rank = items.shape[2]
     flat = right.transpose(1, 2).reshape(origins * count, lags * size)
     out = right.new_empty(len(orders), lags)
-    chunk = max(1, CHUNK // (rank * max(origins * count, lags * size)))
+    chunk = max(1, _chunk() // (rank * max(origins * count, lags * size)))
     for some, of in zip(orders.split(chunk), out.split(chunk), strict=True):
         ordered = form.reordered(items, some).permute(1, 3, 0, 2)  # (p, r, n, I)
         c = (ordered.reshape(-1, origins * count) @ flat).reshape(len(some), rank, lags, size)

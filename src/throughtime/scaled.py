@@ -58,7 +58,7 @@ class Scaled:
     def __init__(self, mantissa: Tensor, exponent: Tensor) -> None:
         self._mantissa, self._exponent = mantissa, exponent
         self._waiting: dict[tuple[int | None, int | None], list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._held = 0  # numbers that wait
+        self._held, self.most = 0, WAITING  # numbers that wait, and that may
 
     @staticmethod
     def zeros(*shape: int) -> Scaled:
@@ -69,7 +69,7 @@ class Scaled:
         """Add value (..., L) · 2^exponent (L,) to the entries `index` (L,), each named once; of some rows (first axis)."""
         self._waiting.setdefault((rows.start, rows.stop), []).append((index, value, exponent))
         self._held += value.numel() + ASIDE
-        if self._held > WAITING:
+        if self._held > self.most:
             self._settle()
 
     @property

@@ -23,6 +23,7 @@ from throughtime.cells.cell import Pulled
 from throughtime.compiled import chunk_of
 from throughtime.linearize import Linearization, Window
 from throughtime.scaled import ALIKE, DEAD, NEAR, march, shifted, shifts
+from throughtime.trace import slices
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
 DEVICE_ENTRIES = 2**24  # the same on a GPU, where few large operations are better
@@ -110,7 +111,7 @@ def sweep(
             room = 1
             if len(lanes) == 1:
                 lane = lanes[0]
-                room = max(1, _entries(lane.rows) // max(1, lane.rows.numel()))
+                room = max(1, _entries(linearization) // max(1, lane.rows.numel()))
                 room = min(room, int(lane.origins[0]) - lag + 1, length if max_lag is None else max_lag - lag + 1)
                 block = _several_lags(lane, lag, room, paths, watch)
                 room = len(block.steps)
@@ -131,6 +132,7 @@ def sweep(
         if not lanes:
             return None
         origins, rows, exponent = _joined(lanes, trace.batch)
+        lanes = []
         stream(linearization, rows, exponent, origins - lag, consumers)
     if progress:
         progress(length, length)
@@ -142,28 +144,32 @@ def _lanes(lin: Linearization) -> list[_Lane]:
     steps = lin.trace.origins()
     if not steps:
         return []
-    origins, rows = torch.tensor(steps), lin.trace.rows(steps)
-    places, exponent = origins.to(rows.device), torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-    if rows.numel() <= _entries(rows) or len(steps) == 1:
-        return [_Lane(lin, EVERYONE, origins, places, rows, exponent)]
-    count, batch, width = rows.shape
-    most = max(1, _entries(rows) // width)  # rows a lane
+    entries = _entries(lin)
+    count, batch, width = len(steps), lin.trace.batch, lin.trace.carries.shape[-1]
+    if count * batch * width <= entries or count == 1:
+        return [_lane(lin, EVERYONE, torch.tensor(steps))]
+    most = max(1, entries // width)  # rows a lane
     abreast = -(-batch // -(-batch // max(1, most // count)))  # evenly
     lanes = []
-    for sequences in _slices(batch, abreast):
-        part, own = lin.part(sequences), rows[:, sequences]
-        there = (own != 0).flatten(1).any(1).nonzero().flatten()  # nothing enters at the padding of short sequences
-        for of in there.split(most) if len(there) else ():
-            lanes.append(_Lane(part, sequences, origins[of.cpu()], places[of], own[of], exponent[of, sequences]))
+    for sequences in slices(batch, abreast):
+        part = lin.part(sequences)
+        there = torch.tensor(
+            part.trace.origins(), dtype=torch.int64
+        )  # nothing enters at the padding of short sequences
+        lanes += [_lane(part, sequences, of) for of in there.split(most) if len(of)]
     return lanes
 
 
-def _entries(rows: Tensor) -> int:
-    return BLOCK_ENTRIES if rows.device.type == "cpu" else DEVICE_ENTRIES
+def _lane(lin: Linearization, sequences: slice, origins: Tensor) -> _Lane:
+    rows = lin.trace.rows(origins.tolist())
+    exponent = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    return _Lane(lin, sequences, origins, origins.to(rows.device), rows, exponent)
 
 
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+def _entries(lin: Linearization) -> int:
+    """Numbers of one carry that a block may hold."""
+    default = BLOCK_ENTRIES if lin.trace.x.device.type == "cpu" else DEVICE_ENTRIES
+    return default if lin.room is None else min(default, lin.room.entries)
 
 
 def _joined(lanes: list[_Lane], batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,7 +210,10 @@ class _Watch:
             return None
         self._look = lag + len(sizes) + self._patience
         below, (self.size,) = (sizes < highest[1:] + self.under).tolist(), sizes[-1:].tolist()
-        return below.index(True) if True in below else None
+        if True not in below:
+            return None
+        self._look = 0  # the block ends there, and the next look is at the lag behind it
+        return below.index(True)
 
 
 def _largest(peaks: list[Tensor], lanes: list[_Lane]) -> Tensor:
@@ -230,11 +239,12 @@ def _one_lag(lanes: list[_Lane], peaks: list[Tensor], lag: int, paths: bool, con
     told = torch.tensor([lag])
     following = [*(lane.sequences for lane in lanes[1:]), None]
     for lane, exponent, after in zip(lanes, exponents, following, strict=True):
-        at = lane.at(lag)
-        pulled = lane.lin.pull(lane.lin.whole, lambda array, at=at: array[at], lane.rows, paths)
+        window = lane.lin.around(lane.origins - lag)
+        at = window.at(lane.at(lag))
+        pulled = lane.lin.pull(window, lambda array, at=at: array[at], lane.rows, paths)
         block = Block(
             lane.lin,
-            lane.lin.whole,
+            window,
             told,
             lane.origins,
             (lane.origins - lag)[None],
@@ -261,13 +271,13 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, watch: _Watch |
     """
     lin, single = lane.lin, len(lane.origins) == 1
     top = int(lane.origins[0]) - lag
-    window = lin.window(top - lags + 1, top + 1) if single else lin.whole
+    window = lin.window(top - lags + 1, top + 1) if single else lin.around(lane.origins - lag, lags)
 
     def step(turn: int, rows: Tensor) -> tuple[Tensor, Pulled]:
         if single:
             pulled = lin.pull_step(window, top - window.first - turn, rows, paths)
         else:
-            at = lane.at(lag + turn)
+            at = window.at(lane.at(lag + turn))
             pulled = lin.pull(window, lambda array: array[at], rows, paths)
         return pulled.carry, pulled
 
@@ -285,7 +295,7 @@ def _several_lags(lane: _Lane, lag: int, lags: int, paths: bool, watch: _Watch |
         at = slice(top - lags + 1 - window.first, top + 1 - window.first)
         adjoints, exponents, pulled, told = adjoints[::-1], exponents[::-1], pulled[::-1], told.flip(0)
     else:
-        at = lane.at(lag) if lags == 1 else torch.cat([lane.places - back for back in told.tolist()])
+        at = window.at(lane.at(lag) if lags == 1 else torch.cat([lane.places - back for back in told.tolist()]))
     adjoint, exponent = torch.stack(adjoints), torch.stack(exponents)
     common = exponent.flatten(1).amax(1)
     steps = lane.origins - told[:, None]
@@ -296,7 +306,7 @@ def stream(lin: Linearization, rows: Tensor, exponent: Tensor, steps: Tensor, co
     """Add the rows (R, B, S·H) · 2^exponent (R, B) up by step, as they stand at `steps` (R,) ascending, and sweep the sum
     to the start."""
     adjoint, power = torch.zeros_like(rows[:1]), torch.full_like(exponent[:1], DEAD)
-    room = max(1, _entries(adjoint) // adjoint.numel())
+    room = max(1, _entries(lin) // adjoint.numel())
     last = int(steps[-1]) + 1
     while last > 0:
         first = max(0, last - room)

@@ -105,14 +105,18 @@ class Trace:
         """λ[t, t] for these steps: (R, B, C)."""
         return self.gradient[steps]
 
-    def part(self, sequences: slice) -> Trace:
-        """Some of the sequences, as far as the derivative of the steps needs them."""
+    def part(self, sequences: slice, copy: bool = True) -> Trace:
+        """Some of the sequences, as far as the derivative of the steps needs them. copy: lay them in one piece."""
+
+        def own(value: Tensor) -> Tensor:
+            return value[:, sequences].contiguous() if copy else value[:, sequences]
+
         return replace(
             self,
-            x=self.x[:, sequences].contiguous(),
-            carries=self.carries[:, sequences].contiguous(),
+            x=own(self.x),
+            carries=own(self.carries),
             gradient=self.gradient[:, sequences],
-            noise=None if self.noise is None else self.noise[:, sequences].contiguous(),
+            noise=None if self.noise is None else own(self.noise),
             lengths=None if self.lengths is None else self.lengths[sequences],
             initial_gradient=None,
             source=None,

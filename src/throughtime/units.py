@@ -60,7 +60,7 @@ def _told(linearization: Linearization, at: slice, inside: Tensor | None) -> dic
         """(steps and sequences, H)."""
         return value.flatten(0, 1) if inside is None else value[inside.to(value.device)]
 
-    out, logits = {}, {name: value[at] for name, value in linearization.logits.items()}
+    out, logits = {}, linearization.logits_at(at)
     log_keep = trace.cell.log_keep(trace.weights, linearization.inputs[at], logits)
     if log_keep is not None:
         out["log_keep"] = rows(log_keep).sum(0, dtype=torch.float64).cpu()

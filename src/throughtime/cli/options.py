@@ -139,6 +139,7 @@ diagnosis_options = together(
         help="Of the training so far: losses by step, .npy or .json; or .npz or .json with loss and gradient_norm.",
     ),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
+    click.option("--memory", help="What the decomposition may add, such as 500MB: it computes again what has no room."),
     click.option(
         "--stop-when",
         type=click.FloatRange(min=0, min_open=True),

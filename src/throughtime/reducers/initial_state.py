@@ -12,6 +12,7 @@ from throughtime.flow import Terms
 from throughtime.linearize import Linearization
 from throughtime.reducers.reducer import Reducer
 from throughtime.scaled import DEAD, Scaled, exponent_of, least, power_of_two, scaled_of
+from throughtime.trace import PORTION, slices
 
 
 class InitialState(Reducer):
@@ -56,15 +57,28 @@ class InitialState(Reducer):
         trace = self.linearization.trace
         split, count = trace.cell.split, len(trace.cell.states)
         lags = torch.tensor(list(self.told), dtype=torch.int64) - 1
-        rows, powers = zip(*self.told.values(), self.rest or self._nothing(), strict=True)
-        adjoints, power = torch.stack(rows).double(), torch.stack(powers)  # (lags and the rest, B, …)
-        power = torch.where(adjoints.abs().amax(-1) > 0, power, DEAD)
+        kept = [*self.told.values(), self.rest or self._nothing()]
+        size = PORTION // max(1, kept[0][0].numel())
+
+        def rows(at: slice) -> tuple[Tensor, Tensor]:
+            """Some lags, or the rest behind them: (lags, B, …) and powers (lags, B)."""
+            each, powers = zip(*kept[at], strict=True)
+            adjoints = torch.stack(each).double()
+            return adjoints, torch.where(adjoints.abs().amax(-1) > 0, torch.stack(powers), DEAD)
+
+        highest = max(int(rows(at)[1].max()) for at in slices(len(kept), size))
         # What is multiplied with each other is in units of the largest number: squares of 1e-200 leave float64.
-        unit = max(int(power.max()), -2000, exponent_of([given]) if given is not None and given.any() else DEAD)
-        values = split(adjoints * power_of_two(power - unit).unsqueeze(-1))
-        total = [part.sum(0) for part in values]
+        unit = max(highest, -2000, exponent_of([given]) if given is not None and given.any() else DEAD)
+
+        def values(at: slice) -> tuple[Tensor, ...]:
+            adjoints, power = rows(at)
+            return split(adjoints * power_of_two(power - unit).unsqueeze(-1))
+
+        total = [torch.zeros_like(part[0]) for part in values(slice(1))]
+        for at in slices(len(kept), size):
+            total = [whole + part.sum(0) for whole, part in zip(total, values(at), strict=True)]
         half = unit // 2
-        wanted = split(torch.full_like(adjoints[0], torch.nan) if given is None else given.double())
+        wanted = split(torch.full_like(kept[0][0], torch.nan).double() if given is None else given.double())
         wanted = [part * 2.0**-half * 2.0 ** (half - unit) for part in wanted]
         told, inner, norms = (
             torch.zeros(trace.steps),
@@ -72,11 +86,13 @@ class InitialState(Reducer):
             Scaled.zeros(count, trace.steps),
         )
         told[lags] = 1
-        products = [(part[:-1] * whole).sum((1, 2)) for part, whole in zip(values, total, strict=True)]
-        inner.add_at(lags, torch.stack(products), torch.full(lags.shape, 2 * unit))
-        top = power[:-1].amax(1)
-        alone = split(adjoints[:-1] * power_of_two(power[:-1] - top[:, None]).unsqueeze(-1))
-        norms.add_at(lags, torch.stack([part.square().sum((1, 2)) for part in alone]), 2 * top)
+        for at in slices(len(lags), size) if len(lags) else ():
+            products = [(part * whole).sum((1, 2)) for part, whole in zip(values(at), total, strict=True)]
+            inner.add_at(lags[at], torch.stack(products), torch.full(lags[at].shape, 2 * unit))
+            adjoints, power = rows(at)
+            top = power.amax(1)
+            alone = split(adjoints * power_of_two(power - top[:, None]).unsqueeze(-1))
+            norms.add_at(lags[at], torch.stack([part.square().sum((1, 2)) for part in alone]), 2 * top)
         by_state = {"square": total, "off": [a - b for a, b in zip(total, wanted, strict=True)], "truth": wanted}
         return {"told": told, "inner": inner, "norms": norms} | {
             name: Scaled(torch.stack([part.square().sum() for part in parts]).cpu(), torch.full((count,), 2 * unit))

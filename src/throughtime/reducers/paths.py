@@ -43,11 +43,15 @@ class Paths(Reducer):
         factors, earlier = {}, max(0, window.first - 1)
         for name in cell.landing if landing.numel() else ():
             here = window.factors[name]
+            if window.steps is not None:  # which hold those before them too
+                factors[name] = here[window.at(landing.clamp_min(0).flatten())].unflatten(0, landing.shape)
+                continue
             if window.first:
                 here = torch.cat((block.linearization.window(earlier, window.first).factors[name], here))
             at = contiguous((landing - earlier).clamp_min(0))
             if isinstance(at, Tensor):
-                at = (block.at[passed:] - 1).clamp_min(0) if isinstance(block.at, Tensor) else at.to(here.device)
+                back = 0 if window.first else 1  # block.at counts from the window's first step
+                at = (block.at[passed:] - back).clamp_min(0) if isinstance(block.at, Tensor) else at.to(here.device)
             factors[name] = here[at].unflatten(0, landing.shape)
         inner = block.adjoint.new_zeros(len(self.ports), len(block.lags))
         size = block.adjoint.new_zeros(len(block.lags))

@@ -46,6 +46,12 @@ class Reducer:
     def initial(self, lag: int | None, adjoint: Tensor, exponent: Tensor) -> None:
         """The adjoint (B, S·H) · 2^exponent (B,) at the initial state: of the origin `lag` − 1, or None, of the tail."""
 
+    def settle_at_once(self) -> None:
+        """Let nothing wait to be added up: small tensors that live on split the memory that large ones leave behind."""
+        for value in (*vars(self).values(), *self.sums.values()):
+            if isinstance(value, Scaled):
+                value.most = 0
+
     def scaled(self, name: str) -> Scaled:
         """The sum of this name, which is one by lag."""
         return scaled_of(self.sums, name)

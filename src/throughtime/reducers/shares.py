@@ -69,7 +69,7 @@ class Shares(Reducer):
                 else None
                 for group, g in zip(self.groups, self.blocks, strict=True)
             ]
-        steps, out = block.window.last - block.window.first, []
+        steps, out = len(block.window), []
         for group, g, projected in zip(self.groups, self.blocks, self.projected[block.window], strict=True):
             if projected is not None:
                 taken = block.take(projected.unflatten(1, (steps, -1)), axis=1).flatten(2, 3)

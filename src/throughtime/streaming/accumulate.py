@@ -2,8 +2,8 @@
 
 The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number.
 The terms G(τ) are kept by lag up to where the first batch's tail begins: 8 bytes a weight and lag, up to four times (the whole,
-and blocks of batches for the intervals), and never more than `MEMORY` for a layer. Whatever lies beyond stays exact in sum, as
-the tail; `max_lag` sets the border by hand.
+and blocks of batches for the intervals), and never more than `MEMORY` for a layer, nor half of `memory`. Whatever lies
+beyond stays exact in sum, as the tail; `max_lag` sets the border by hand.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from throughtime import __version__
 from throughtime.asked import Asked
 from throughtime.books import Books, of_terms
-from throughtime.collect import LEVELS, collect, reducers
+from throughtime.collect import LEVELS, collect, reducers, settle_at_once
 from throughtime.errors import InputError
-from throughtime.explain import check_residual, outside
+from throughtime.explain import check_residual, linearized, outside
 from throughtime.finish import finish, intervals_of
 from throughtime.flow import Flow, Intervals, LayerFlow, Missing
 from throughtime.linearize import Linearization
@@ -41,11 +41,12 @@ def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
     if asked.max_lag is not None:
         return asked.max_lag + 1, True
     lin = Linearization(trace, asked.derivative, asked.compile)
-    most = max(1, MEMORY // (BYTES * sum(row.size for row in rows_of(lin))))
+    allowed = MEMORY if asked.budget is None else min(MEMORY, asked.budget // 2)
+    most = max(1, allowed // (BYTES * sum(row.size for row in rows_of(lin))))
     first = None
     if look and len(trace.origins()) > 1:  # one origin alone has no tail
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-            first = sweep(lin, [], asked.tolerance)
+            first = sweep(linearized(trace, asked), [], asked.tolerance)
     return (first, False) if first is not None and first <= most else (most, True)
 
 
@@ -53,8 +54,10 @@ def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool 
     """The sums of one batch. batch: its number, by which sums that are merged are told apart; told: lags told apart, the same
     in all sums that are merged. copies: of each sequence in the trace, one after another, as probes make them."""
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-        lin = Linearization(trace, asked.derivative, asked.compile)
+        weights = sum(row.size for row in rows_of(Linearization(trace)))
+        lin = linearized(trace, asked, BYTES * weights * min(told, trace.steps))
         used, terms = reducers(lin, asked), LagTerms(lin, told)
+        settle_at_once(lin, [terms])
         sweep(lin, [*used.all, terms], 0, told - 1)
         sums = collect(lin, used, asked, told, by_hand, batch, copies)
         if trace.external is not None:

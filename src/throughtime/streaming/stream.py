@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -181,7 +181,7 @@ class State:
         kept = {name: list(value) for name, value in self.told.items()}
         assert self.measured is not None
         return {
-            "asked": asdict(self.asked),
+            "asked": self.asked.questions(),
             "of": self.of,
             "seed": self.seed,
             "rng": self.rng,
@@ -236,8 +236,8 @@ def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor,
                 "the same model, layers, kind of loss and number of processes as in that run",
                 "name another file: one for each model, checkpoint and question",
             )
-    if found["asked"] != asdict(asked):
-        differ = ", ".join(name for name, value in asdict(asked).items() if found["asked"].get(name) != value)
+    if found["asked"] != asked.questions():
+        differ = ", ".join(name for name, value in asked.questions().items() if found["asked"].get(name) != value)
         raise InputError(
             f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
         )

@@ -76,6 +76,10 @@ def window(
             "the loss that the network is trained on",
             "pass loss=… (--loss): what a window loses is of its gradient",
         )
+    if options.get("memory") is not None:
+        raise InputError(
+            "memory for a window", "no budget", "leave memory out: it is of decompositions (diagnose, flow)"
+        )
     how = Streaming(stop_when)
     given, count = as_stream(batches, limit)
     step = as_step(loss)
