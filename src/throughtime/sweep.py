@@ -204,7 +204,10 @@ class _Watch:
             return None
         self._look = lag + len(sizes) + self._patience
         below, (self.size,) = (sizes < highest[1:] + self.under).tolist(), sizes[-1:].tolist()
-        return below.index(True) if True in below else None
+        if True not in below:
+            return None
+        self._look = 0  # the block ends there, and what comes next is looked at again
+        return below.index(True)
 
 
 def _largest(peaks: list[Tensor], lanes: list[_Lane]) -> Tensor:
