@@ -176,3 +176,16 @@ def test_windows_of_a_gradient_of_any_size(power, layers):
             ):
                 for name in ("bias", "cosine", "low", "high"):
                     np.testing.assert_allclose(getattr(each, name), getattr(other, name), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("key", ["gru", "lstm"])
+@pytest.mark.parametrize("power", [-1000, 1000])
+def test_the_diagnosis_of_a_gradient_of_any_size(key, power):
+    scene = Scene(key, "masked", steps=30, hidden=4)
+    got, wanted = (record(scene, k).flow(demand=False).diagnose(needed_lag=12) for k in (power, 0))
+    assert [each.code for each in got.findings] == [each.code for each in wanted.findings]
+    for each, truth in zip(got.findings, wanted.findings, strict=True):
+        assert each.value == pytest.approx(truth.value, rel=1e-9, nan_ok=True)
+    for text in (got.to_json(), repr(got), got._repr_html_()):
+        assert "NaN" not in text
+        assert "Infinity" not in text
