@@ -189,3 +189,19 @@ def test_the_diagnosis_of_a_gradient_of_any_size(key, power):
     for text in (got.to_json(), repr(got), got._repr_html_()):
         assert "NaN" not in text
         assert "Infinity" not in text
+
+
+@pytest.mark.parametrize("power", BEYOND)
+def test_both_directions_of_a_gradient_of_any_size(power):
+    torch.manual_seed(0)
+    model, x = torch.nn.GRU(2, 3, 2, bidirectional=True).double(), torch.randn(6, 3, 2, dtype=torch.float64)
+
+    def flow(k: int) -> tt.Flow:
+        with tt.record(model) as made:
+            model(x)[0].square().sum().backward(torch.tensor(2.0**k, dtype=torch.float64))
+        return made.flow(demand=False)
+
+    got, wanted = flow(power), flow(0)
+    assert got.layers.keys() == wanted.layers.keys()
+    for name, layer in wanted.layers.items():
+        agree(got.layers[name], layer, power)
