@@ -513,6 +513,18 @@ def test_tail_from_a_tolerance(key, entries, monkeypatch):
     check_tail(played, layer)
 
 
+@pytest.mark.parametrize("entries", [1, 20, 100, 2**17])
+def test_tail_of_late_losses(entries, monkeypatch):
+    """Many lags make one block here, and the tail begins within it."""
+    monkeypatch.setattr("throughtime.sweep.BLOCK_ENTRIES", entries)
+    played = play(Scene("rnn-tanh", steps=30, gain=0.6), loss=lambda y, _: bend(y[-3:]))
+    layer, sizes = played.flow(tolerance=1e-6), played.truth.inside
+    assert layer.tail is not None
+    largest = [max(np.abs(sizes[t, t - lag]).max() for t in range(max(27, lag), 30)) for lag in range(30)]
+    assert largest[layer.tail.first_lag] < 1e-6 * max(largest) <= largest[layer.tail.first_lag - 1]
+    check_tail(played, layer)
+
+
 def test_a_single_loss_has_no_tail():
     assert play(Scene("gru", "last step", steps=12, gain=0.3)).flow(tolerance=0.5).tail is None
 

@@ -176,3 +176,32 @@ def test_windows_of_a_gradient_of_any_size(power, layers):
             ):
                 for name in ("bias", "cosine", "low", "high"):
                     np.testing.assert_allclose(getattr(each, name), getattr(other, name), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("key", ["gru", "lstm"])
+@pytest.mark.parametrize("power", [-1000, 1000])
+def test_the_diagnosis_of_a_gradient_of_any_size(key, power):
+    scene = Scene(key, "masked", steps=30, hidden=4)
+    got, wanted = (record(scene, k).flow(demand=False).diagnose(needed_lag=12) for k in (power, 0))
+    assert [each.code for each in got.findings] == [each.code for each in wanted.findings]
+    for each, truth in zip(got.findings, wanted.findings, strict=True):
+        assert each.value == pytest.approx(truth.value, rel=1e-9, nan_ok=True)
+    for text in (got.to_json(), repr(got), got._repr_html_()):
+        assert "NaN" not in text
+        assert "Infinity" not in text
+
+
+@pytest.mark.parametrize("power", BEYOND)
+def test_both_directions_of_a_gradient_of_any_size(power):
+    torch.manual_seed(0)
+    model, x = torch.nn.GRU(2, 3, 2, bidirectional=True).double(), torch.randn(6, 3, 2, dtype=torch.float64)
+
+    def flow(k: int) -> tt.Flow:
+        with tt.record(model) as made:
+            model(x)[0].square().sum().backward(torch.tensor(2.0**k, dtype=torch.float64))
+        return made.flow(demand=False)
+
+    got, wanted = flow(power), flow(0)
+    assert got.layers.keys() == wanted.layers.keys()
+    for name, layer in wanted.layers.items():
+        agree(got.layers[name], layer, power)

@@ -35,6 +35,33 @@ def test_the_mean_over_every_draw_is_the_square_of_the_sum(of, size, groups):
     torch.testing.assert_close(torch.stack(seen).mean(0), terms.sum(0).square().sum(0), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("origins", "groups"), [(4, 2), (3, 3), (4, 4)])
+def test_over_every_draw_the_estimates_are_the_truth_and_the_errors_of_shares_their_spread(
+    origins, groups, monkeypatch
+):
+    """Every way to deal 6 origins, as `sample` itself would draw them."""
+    record = record_of(6)
+    layer = record.flow(tolerance=0).layers["rnn"]
+    size, dealt = origins // groups, {}
+    for order in permutations(range(6)):
+        dealt[frozenset(frozenset(order[g * size : (g + 1) * size]) for g in range(groups))] = order
+    told = []
+    for order in dealt.values():
+        monkeypatch.setattr(torch, "randperm", lambda count, generator, order=order: torch.tensor(order))
+        told.append(record.sample(origins, groups=groups, tolerance=0)["rnn"])
+    squares = sum(10.0 ** (2 * terms.log10_norm) for terms in layer.parameters.values())
+    truth = {"share": layer.share, "beyond": 1 - np.cumsum(layer.share)}
+    truth |= {"squared_norm": squares, "squared_bias": layer.bias**2}
+    for name, wanted in truth.items():
+        estimates = np.stack([getattr(each, name) for each in told])
+        np.testing.assert_allclose(estimates.mean(0), wanted[: estimates.shape[1]], rtol=1e-9, atol=1e-13, err_msg=name)
+        errors = np.stack([getattr(each, f"{name}_error") for each in told])
+        if name in ("share", "beyond"):
+            np.testing.assert_allclose((errors**2).mean(0), estimates.var(0), rtol=1e-9, atol=1e-13, err_msg=name)
+        elif groups > 2:  # the jackknife's are never too small here
+            assert ((errors**2).mean(0) >= estimates.var(0) * (1 - 1e-9)).all(), name
+
+
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
 def test_all_origins_tell_the_exact_shares(kind):
     record = record_of(12, kind)

@@ -210,8 +210,10 @@ def _external(
     if lin.trace.external is None:
         return None, None
     made = _terms(lin, lin.trace.external)
-    inner = sum(float((made[name].double() * whole.double()).sum()) for name, whole in reference.items())
-    size = sum(float(whole.double().square().sum()) for whole in reference.values())
+    unit = exponent_of(reference.values())
+    whole = {name: value.double() * 2.0**-unit for name, value in reference.items()}
+    inner = sum(float((made[name] * 2.0**-unit * value).sum()) for name, value in whole.items())
+    size = sum(float(value.square().sum()) for value in whole.values())
     shares = Shares(outside(lin), reference)
     sweep(shares.linearization, [shares], asked.tolerance, asked.max_lag)
     return (inner / size if size else float("nan")), shares.share()

@@ -12,12 +12,15 @@ def relative_size(layer: LayerFlow) -> dict[str, float]:
     siblings."""
     for name, terms in layer.parameters.items():
         if ".weight_hh" in name and len(terms.gates) > 1:
-            sizes = {gate: _size(block) for gate, block in terms.gates.items()}
+            known = [block.log10_norm[np.isfinite(block.log10_norm)] for block in terms.gates.values()]
+            peak = max((log10.max() for log10 in known if len(log10)), default=0.0)
+            sizes = {gate: _size(block, peak) for gate, block in terms.gates.items()}
             medians = {gate: np.median([size for other, size in sizes.items() if other != gate]) for gate in sizes}
             return {gate: float(sizes[gate] / medians[gate]) for gate in sizes if medians[gate] > 0}
     return {}
 
 
-def _size(terms: Terms) -> float:
+def _size(terms: Terms, peak: float) -> float:
+    """In units of 10^peak."""
     with np.errstate(under="ignore"):
-        return float(np.nansum(10.0**terms.log10_norm))
+        return float(np.nansum(10.0 ** (terms.log10_norm - peak)))

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,8 @@ class Arrival:
 
     @property
     def fraction(self) -> float:
-        """The fraction itself, 0 where it underflows."""
-        return 10.0**self.log10 if self.log10 > -300 else 0.0
+        """The fraction itself, 0 or infinite where it leaves the range of floats."""
+        return 10.0**self.log10 if -300 < self.log10 < 308 else 0.0 if self.log10 < 0 else math.inf
 
 
 def alone(layer: LayerFlow) -> str:

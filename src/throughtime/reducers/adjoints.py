@@ -48,16 +48,21 @@ class Adjoints(Reducer):
         squares = block.total.double().square()
         units = squares.sum((1, 2)).T
         self.add("units", block, units)
-        top = block.exponent.amax(1)  # (L, B)
-        lift = power_of_two(2 * (block.exponent - top[:, None]))
         totals = (squares if block.apart is block.total else block.apart.double().square()).sum(-1)
         own = block.apart is block.adjoint
         rows = totals if own else torch.linalg.vector_norm(block.adjoint, dim=-1).double().square()
-        by_sequence = (rows * lift).sum(1)
-        index = (block.lags[:, None] + self.place[block.sequences]).flatten()
-        self.sequences.add_at(index, by_sequence.flatten(), 2 * top.flatten())
-        self.totals.add_at(index, (totals * lift).sum(1).flatten(), 2 * top.flatten())
-        self.add("squares", block, (by_sequence * power_of_two(2 * (top - block.common[:, None]))).sum(1))
+        if block.aligned is block.adjoint:  # all rows have the exponent of their lag
+            top = block.common[:, None].expand(-1, rows.shape[2])
+            by_sequence, totals_by_sequence = rows.sum(1), totals.sum(1)
+            self.add("squares", block, by_sequence.sum(1))
+        else:
+            top = block.exponent.amax(1)  # (L, B)
+            lift = power_of_two(2 * (block.exponent - top[:, None]))
+            by_sequence, totals_by_sequence = (rows * lift).sum(1), (totals * lift).sum(1)
+            self.add("squares", block, (by_sequence * power_of_two(2 * (top - block.common[:, None]))).sum(1))
+        index, exponent = (block.lags[:, None] + self.place[block.sequences]).flatten(), 2 * top.flatten()
+        self.sequences.add_at(index, by_sequence.flatten(), exponent)
+        self.totals.add_at(index, totals_by_sequence.flatten(), exponent)
         self.add("total", block, units.sum(0))
         for place in (block.lags == 0).nonzero().flatten().tolist():
             at_origin = totals[place] * power_of_two(2 * (block.exponent[place] - self.unit))

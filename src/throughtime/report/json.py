@@ -107,7 +107,7 @@ def _layer(layer: LayerFlow, network: bool) -> dict[str, Any]:
     told = network and layer.sequence is not None and whole
     kept: dict[str, Any] = {"network": _network(layer)} if told else {}
     if layer.external is not None:
-        kept["external"] = layer.external
+        kept["external"] = _number(layer.external)
     if layer.opposite is not None:
         kept["opposite"] = layer.opposite
     if layer.external_by_lag is not None:

@@ -21,6 +21,7 @@ UNDEFINED = {
     "adjoint": "no step with a loss has so many steps before it",
     "initial_state": "no step with a loss stands so many steps after the initial state",
     "share": "the gradient is exactly zero: it has no shares",
+    "external": "the gradient is exactly zero: it has no shares",
     "demand": "no test there: no loss has an input so far back, or the input does not vary between sequences",
     "paths": "a path share has no lag 0, and none where no gradient is",
     "hops": "no gradient at that lag",
@@ -52,6 +53,8 @@ def missing(layer: LayerFlow) -> list[dict[str, str]]:
 def _numbers(layer: LayerFlow) -> Iterator[tuple[str, Any, int]]:
     """Field, number or list of numbers, and the lag of index 0, of everything that may be null."""
     yield from ((name, getattr(layer, name), 0) for name in ("residual", "error", "cancellation", "share"))
+    if layer.external is not None:
+        yield "external", layer.external, 0
     yield "adjoint.log10_norm", layer.adjoint.log10_norm, 0
     yield from ((f"adjoint.by_state.{name}", values, 0) for name, values in layer.adjoint.by_state.items())
     if layer.adjoint.log10_arriving_total.size:

@@ -9,7 +9,7 @@ from throughtime.flow import LayerFlow
 
 def outside(layer: LayerFlow) -> str:
     """The share of the gradient that came round outside, and the lags it has from there; "" where nothing did."""
-    if layer.external is None:
+    if layer.external is None or np.isnan(layer.external):
         return ""
     told = (
         f"{100 * layer.external:.1f} % of the gradient came round outside the cell, through what feeds its later inputs "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Offsets:
     every offset, which norms and bias need.
     """
 
-    def __init__(self, series: Series, references: list[Mapping[str, Tensor]], steps: int, norms: bool) -> None:
+    def __init__(self, series: Series, references: Sequence[Mapping[str, Tensor]], steps: int, norms: bool) -> None:
         self.steps, self.norms = steps, norms
         count, self.references = 2 * steps - 1, references
         self.sums: list[_Sums] = []

@@ -12,7 +12,8 @@ from torch import Tensor
 from throughtime.demand import Demand, Method, measure
 from throughtime.flow import Adjoint, Array, Horizon, LayerFlow, Missing, Terms
 from throughtime.recording.layout import flipped
-from throughtime.scaled import ratio
+from throughtime.reducers.ledger import compared, largest
+from throughtime.scaled import exponent_of, least, ratio
 from throughtime.trace import Trace, ends_of
 from throughtime.whole.offsets import TERMS, Offsets
 from throughtime.whole.series import Series
@@ -50,7 +51,10 @@ def total_of(
     """
     steps = max(each.steps for each in series)
     weights = sum(value.numel() for reference, _ in references for value in reference.values())
-    offsets = Offsets(series[0], [reference for reference, _ in references], steps, (2 * steps - 1) * weights <= TERMS)
+    unit = exponent_of([value for reference, _ in references for value in reference.values()])
+    series, given = [_in_units(each, unit) for each in series], [_scaled(each, unit) for each in given]
+    whole = [_scaled(reference, unit) for reference, _ in references]
+    offsets = Offsets(series[0], whole, steps, (2 * steps - 1) * weights <= TERMS)
     for place, each in enumerate(series):
 
         def tell(done: int, of: int, place: int = place) -> None:
@@ -59,11 +63,29 @@ def total_of(
 
         offsets.add(each, tell)
     offsets.settle()
-    return _Told(series, offsets, [why for _, why in references], given, levels, demand).flows()
+    return _Told(series, offsets, [why for _, why in references], given, levels, demand, unit).flows()
+
+
+def _in_units(series: Series, unit: int) -> Series:
+    """What enters, in units of 2^unit: everything that is made of it is near 1, and its squares are numbers of float64."""
+    return replace(
+        series,
+        levels=tuple(
+            replace(
+                level,
+                parts=tuple(replace(part, entering=part.entering.double() * 2.0**-unit) for part in level.parts),
+            )
+            for level in series.levels
+        ),
+    )
+
+
+def _scaled(arrays: Mapping[str, Tensor], unit: int) -> dict[str, Tensor]:
+    return {name: value.double() * 2.0**-unit for name, value in arrays.items()}
 
 
 class _Told:
-    """What the sums say, as flows."""
+    """What the sums say, as flows. They are in units of 2^unit."""
 
     def __init__(
         self,
@@ -73,8 +95,11 @@ class _Told:
         given: Sequence[Mapping[str, Tensor]],
         levels: tuple[float, ...],
         demand: Method | None,
+        unit: int,
     ) -> None:
         self.series, self.offsets, self.given, self.levels = series, offsets, given, levels
+        self.shift = unit * np.log10(2)
+        self.small = least(series[0].parts[0].trace.dtype) * 2.0**-unit
         self.method: Method | None = demand
         self.reasons = [why for why in dict.fromkeys(reasons) if why]
         self.steps = offsets.steps
@@ -115,7 +140,7 @@ class _Told:
                     real = group.of(given[name].double()) if known else torch.full_like(block, torch.nan)
                     for place, index in enumerate(group.indices):
                         left, unit = float((real - total)[place].norm()), float(real[place].norm())
-                        self.residuals.append(ratio(left, unit))
+                        self.residuals.append(compared(left, unit, self.small) if known else float("nan"))
                         off, size = off + left**2, size + unit**2
                         entry = sums.rows[row - first]
                         if entry.gate is not None:
@@ -123,20 +148,20 @@ class _Told:
                                 names(part.trace, name),
                                 entry.gate,
                                 self._share([row]),
-                                self._norm([row]),
+                                self._norm([row]) + self.shift,
                                 self.residuals[-1],
                             )
                         row += 1
                 rows = [first + place for place in at]
                 norm = self._norm(rows)
                 if known and self.norms is not None:
-                    self.errors.append(ratio(off**0.5, float(np.nansum(10.0**norm))))
+                    self.errors.append(compared(off**0.5, float(np.nansum(10.0**norm)), self.small))
                 told[names(part.trace, name)] = Terms(
                     names(part.trace, name),
                     None,
                     self._share(rows),
-                    norm,
-                    ratio(off**0.5, size**0.5) if known else float("nan"),
+                    norm + self.shift,
+                    compared(off**0.5, size**0.5, self.small) if known else float("nan"),
                     {block.gate: block for _, block in sorted(blocks.items()) if block.gate is not None},
                 )
             out.append(told)
@@ -207,10 +232,10 @@ class _Told:
             dtype=str(traces[0].dtype).removeprefix("torch."),
             lag=first.lag,
             loss_steps=self._loss_steps(reverse),
-            residual=max((each for each in self.residuals if not np.isnan(each)), default=float("nan")),
-            error=max(self.errors, default=float("nan")),
+            residual=largest(self.residuals),
+            error=largest(self.errors),
             cancellation=cancellation,
-            adjoint=Adjoint(self._side(adjoint, reverse), {}, np.zeros((steps, 0))),
+            adjoint=Adjoint(self._side(adjoint, reverse) + self.shift, {}, np.zeros((steps, 0))),
             parameters={name: self._terms(terms, reverse) for name, terms in parameters.items()},
             initial_state={},
             demand=demand,
@@ -226,7 +251,7 @@ class _Told:
             origin_step=None,
             missing=tuple(missing),
             share=self._side(self._share(everything), reverse, 0.0),
-            entering=self._side(entered, reverse),
+            entering=self._side(entered, reverse) + self.shift,
             bare=traces[0].bare,
             reverse=reverse,
             module=first.module,

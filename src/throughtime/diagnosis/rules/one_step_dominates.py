@@ -57,10 +57,12 @@ class OneStepDominates(Rule):
         if places is None or len(layer.loss_steps) < FEW or len(places.steps) < layer.steps:
             return None
         entering = {int(t): places.log10_norm[row, t] for row, t in enumerate(places.origins) if t in layer.loss_steps}
-        squares = {t: 10.0 ** (2 * log10) for t, log10 in entering.items() if not np.isnan(log10)}
-        whole = sum(squares.values())
-        if not whole > 0 or not np.isfinite(whole):
+        known = {t: log10 for t, log10 in entering.items() if np.isfinite(log10)}
+        if not known:
             return None
+        peak = max(known.values())
+        squares = {t: 10.0 ** (2 * (log10 - peak)) for t, log10 in known.items()}
+        whole = sum(squares.values())
         step, most = max(squares.items(), key=lambda item: item[1])
         if most / whole <= MOST:
             return None
