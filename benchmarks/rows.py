@@ -243,10 +243,9 @@ def long_sequence(bench: _Bench) -> Iterator[Row]:
 def chunks_compiled(bench: _Bench) -> Iterator[Row]:
     """What compiled chunks of steps save, and after how many decompositions of one shape they have paid for the compiling."""
     full = {
-        Scene(32, 1000): 9,
-        Scene(128, 1000): 9,
-        Scene(512, 1000): 3,
         Scene(64, 10_000, 1): 5,
+        Scene(32, 1000): 7,
+        Scene(128, 1000): 7,
         Scene(64, 1000, 4, every=True): 5,
     }
     for scene, rounds in bench.take(full, (), Scene(32, 300)):
