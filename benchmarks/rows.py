@@ -243,10 +243,9 @@ def long_sequence(bench: _Bench) -> Iterator[Row]:
 def chunks_compiled(bench: _Bench) -> Iterator[Row]:
     """What compiled chunks of steps save, and after how many decompositions of one shape they have paid for the compiling."""
     full = {
-        Scene(64, 10_000, 1): 5,
-        Scene(32, 1000): 7,
-        Scene(128, 1000): 7,
-        Scene(64, 1000, 4, every=True): 5,
+        Scene(64, 10_000, 1): 3,
+        Scene(128, 1000): 5,
+        Scene(64, 1000, 4, every=True): 3,
     }
     for scene, rounds in bench.take(full, (), Scene(32, 300)):
         times = bench.turns(scene, ("ledger", "ledger_compiled"), rounds)
