@@ -20,7 +20,7 @@ class Options(TypedDict, total=False):
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:
     "covariance" or "distance", see docs/demand.md. derivative: "closed", or "autograd" through the cell's equations. compile:
-    whether chunks of steps are compiled, see docs/howto/compile.md. memory: what the decomposition may add to what is there,
+    whether chunks of steps are compiled, see docs/howto/every-step.md. memory: what the decomposition may add to what is there,
     such as "500 MB" or a number of bytes, see docs/howto/memory.md. strict: raise ResidualError above the contract (1e-10 in
     float64, 1e-4 in float32, 2e-2 below). total: whether the total lag is told where it takes a stream of every origin through
     every layer (`throughtime.whole.series`); None: where this takes less than `throughtime.whole.total.COST`.

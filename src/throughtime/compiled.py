@@ -30,10 +30,17 @@ def chunk_of(lin: Linearization, window: Window, rows: Tensor, paths: bool, ente
     a chunk has an axis for its steps, in their order in time.
     """
     length = window.last - window.first
-    if not lin.compile or length <= STEPS or lin.cell in _failed:
+    if not lin.compile or length <= STEPS:
         return None
     if lin.derivative == "autograd":
         _say("derivative='autograd', which runs the cell's equations; expected 'closed'; do this: leave derivative out")
+        return None
+    if not _closed(lin.cell):
+        _say(
+            f"cell '{lin.cell.name}', whose pullback is autograd's; expected a closed form; do this: leave compile out"
+        )
+        return None
+    if lin.cell in _failed:
         return None
     weights, factors = lin.trace.weights.tensors(), window.factors
     layout = tuple(_layout(arrays) for arrays in (weights, {name: value[0] for name, value in factors.items()}))
@@ -114,6 +121,12 @@ class _Back:
 @lru_cache(maxsize=64)
 def _back(cell: Cell, paths: bool, entering: bool, layout: object) -> _Back:
     return _Back(cell, paths, entering)
+
+
+def _closed(cell: Cell) -> bool:
+    """Whether the pullback of a cell, and of all that it is made of, is written out."""
+    parts = [each for value in vars(cell).values() for each in (value if isinstance(value, tuple) else (value,))]
+    return type(cell).pull is not Cell.pull and all(_closed(part) for part in parts if isinstance(part, Cell))
 
 
 def _layout(arrays: Tensors) -> tuple[object, ...]:
