@@ -34,7 +34,8 @@ def network() -> nn.Module:
 def error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Of a regression on the last output."""
     x, y = batch
-    return nn.functional.mse_loss(model["head"](model["rnn"](x)[0][-1]), y, reduction="sum")  # type: ignore[index]
+    output = model.get_submodule("rnn")(x)[0]
+    return nn.functional.mse_loss(model.get_submodule("head")(output[-1]), y, reduction="sum")
 
 
 def sums_of(model: nn.Module, number: int, size: int, generator: torch.Generator, noise: float = NOISE) -> LayerSums:
@@ -66,7 +67,8 @@ def coverage(batches: int, size: int, sets: int) -> dict[str, float]:
             hits.setdefault(f"horizon {level:g}", []).append(
                 (low is None or low <= true) and (high is None or true <= high)
             )
-            hits.setdefault(f"width {level:g}", []).append(np.nan if None in (low, high) else high - low)  # type: ignore[operator]
+            width = np.nan if low is None or high is None else high - low
+            hits.setdefault(f"width {level:g}", []).append(width)
         each = (("bias", ends.bias, truth.bias), ("share", ends.share, truth.share))
         for name, (low, high), true in (*each, ("log10_arriving", ends.log10_arriving, truth.log10_arriving)):
             for lag in LAGS[1:] if name == "log10_arriving" else LAGS:

@@ -84,9 +84,17 @@ class Reducer:
         other.later.settle()
         merged = copy.copy(self)
         merged.later = Later()
-        merged.sums = {name: value + other.sums[name] for name, value in self.sums.items()}  # type: ignore[operator]
+        merged.sums = {name: _sum(value, other.sums[name]) for name, value in self.sums.items()}
         merged.join(self, other)
         return merged
 
     def join(self, one: Any, other: Any) -> None:
         """For the merged one of two: what they keep besides their sums."""
+
+
+def _sum(one: Scaled | Tensor, other: Scaled | Tensor) -> Scaled | Tensor:
+    if isinstance(one, Scaled):
+        assert isinstance(other, Scaled)
+        return one + other
+    assert isinstance(other, Tensor)
+    return one + other

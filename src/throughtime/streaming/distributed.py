@@ -96,9 +96,10 @@ def through(
 
 def _in_all(work: Callable[[], Made]) -> Made:
     """What each process makes. Where one fails all do: the others would wait for it until the job's time is up."""
-    made, failed = None, None
+    made: list[Made] = []
+    failed = None
     try:
-        made = work()
+        made.append(work())
     except Exception as error:
         failed = error
     words = None if failed is None else str(failed) or type(failed).__name__
@@ -108,7 +109,7 @@ def _in_all(work: Callable[[], Made]) -> Made:
     for process, word in enumerate(told):
         if word is not None:
             raise InputError(f"an error in process {process} of the job ({word})", "none in any of them", "see there")
-    return made  # type: ignore[return-value]
+    return made[0]
 
 
 def _from(rank: int, value: Any) -> Any:
