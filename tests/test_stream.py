@@ -215,6 +215,15 @@ def test_ctrl_c_while_the_first_batch_is_worked_on_is_a_ctrl_c(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: a program that a shell starts in the background begins with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_ctrl_c_waits_until_a_batch_is_counted(tmp_path, monkeypatch):
     """It comes while the file is written: the file and the report tell of the same batches."""
     save, saved = module.save, []
