@@ -76,13 +76,26 @@ def test_portions_say_the_same_as_all_steps_at_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("said", "size"),
-    [("4GB", 4 * 10**9), ("500 MB", 5 * 10**8), ("2GiB", 2**31), ("1.5kb", 1500), (" 7 ", 7), (10**6, 10**6)],
+    [
+        ("4GB", 4 * 10**9),
+        ("500 MB", 5 * 10**8),
+        ("2GiB", 2**31),
+        ("1.5kb", 1500),
+        ("0.5GB", 5 * 10**8),
+        (".5 MiB", 2**19),
+        (" 7 ", 7),
+        (10**6, 10**6),
+        (np.int64(3), 3),
+        (np.float32(2**20), 2**20),
+    ],
 )
 def test_sizes_are_read(said, size):
     assert in_bytes(said) == size
 
 
-@pytest.mark.parametrize("said", ["", "much", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4]])
+@pytest.mark.parametrize(
+    "said", ["", "much", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4], "0.5", "9999999999GB"]
+)
 def test_what_is_no_size_is_refused(said):
     with pytest.raises(InputError, match=r"got memory=.*; expected .*'500 MB'"):
         in_bytes(said)

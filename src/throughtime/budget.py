@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from throughtime.errors import InputError
@@ -33,7 +34,8 @@ def in_bytes(memory: str | float) -> int:
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", memory)
         number, unit = (float(found[1]), found[2].lower()) if found else (-1, "")
-    if isinstance(number, bool) or not isinstance(number, int | float) or unit not in UNITS or not 1 <= number < 2**60:
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not is_number or not 1 <= number * UNITS.get(unit, 0) < 2**60:
         raise InputError(f"memory={memory!r}", "bytes, or a text such as '4GB', '500 MB' or '2GiB'", "use memory='4GB'")
     return int(number * UNITS[unit])
 
