@@ -34,10 +34,12 @@ def in_bytes(memory: str | float) -> int:
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", memory)
         number, unit = (float(found[1]), found[2].lower()) if found else (-1, "")
-    is_number = isinstance(number, Real) and not isinstance(number, bool)
-    if not is_number or not 1 <= number * UNITS.get(unit, 0) < 2**60:
+    size = -1.0
+    if isinstance(number, Real) and not isinstance(number, bool):  # of numpy too
+        size = number * UNITS.get(unit, 0)
+    if not 1 <= size < 2**60:
         raise InputError(f"memory={memory!r}", "bytes, or a text such as '4GB', '500 MB' or '2GiB'", "use memory='4GB'")
-    return int(number * UNITS[unit])
+    return int(size)
 
 
 def in_words(size: float) -> str:
@@ -102,6 +104,13 @@ def room(lin: Linearization, asked: Asked, beside: int = 0) -> Room | None:
     while entries > LEAST and fixed + needs.work(entries) > memory:
         entries //= 2
     return Room(entries, memory - fixed - needs.work(entries), needs.window, needs.logits, needs.results)
+
+
+def spare(lin: Linearization, asked: Asked, memory: int) -> int:
+    """Bytes that others may take of it beside the least, below 0 where it is smaller."""
+    needs = _Needs(lin, asked)
+    tests = PRODUCTS * chunk(memory) if asked.demand and not lin.trace.inner else 0
+    return memory - needs.fixed - needs.work(LEAST) - tests
 
 
 class _Needs:
