@@ -30,13 +30,12 @@ STEP = 10_000  # bytes: the tensors of one step of a block, besides their number
 
 def in_bytes(memory: str | float) -> int:
     """Bytes of "4GB", "500 MB", "2GiB" or a number of them. Raises InputError."""
-    number, unit = memory, ""
+    size = -1.0
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", memory)
-        number, unit = (float(found[1]), found[2].lower()) if found else (-1, "")
-    size = -1.0
-    if isinstance(number, Real) and not isinstance(number, bool):  # of numpy too
-        size = number * UNITS.get(unit, 0)
+        size = float(found[1]) * UNITS.get(found[2].lower(), -1) if found else size
+    elif isinstance(memory, Real) and not isinstance(memory, bool):  # of numpy too
+        size = memory
     if not 1 <= size < 2**60:
         raise InputError(f"memory={memory!r}", "bytes, or a text such as '4GB', '500 MB' or '2GiB'", "use memory='4GB'")
     return int(size)
