@@ -41,7 +41,7 @@ def test_an_option_that_is_none_is_refused():
 
 
 def test_a_run_goes_on_whatever_is_made_of_its_sums(tmp_path):
-    """strict and total are not of the sums that the file keeps; max_lag is."""
+    """strict and total are not of the sums that the file keeps, and memory and compile are not of their numbers; max_lag is."""
     model = nn.GRU(2, 3)
     batches = [torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
@@ -52,5 +52,6 @@ def test_a_run_goes_on_whatever_is_made_of_its_sums(tmp_path):
 
     run(batches[:2])
     assert run(batches, strict=False, total=False).flow.stream.batches == 3
+    assert run(batches, memory="200MB", compile=True).flow.stream.batches == 3
     with pytest.raises(tt.ThroughtimeError, match="max_lag"):
         run(batches, max_lag=2)

@@ -460,6 +460,14 @@ def test_window_takes_as_many_batches_as_are_asked_for(throughtime, limit, words
     assert f"20 steps × {12 * int(limit)} sequences" in out
 
 
+def test_window_stops_when_it_is_told_to(throughtime):
+    """Of ten batches: eight, after which the interval is looked at for the first time."""
+    given = ["mine:Net", "--data", "mine:stream", "--loss", "mine:loss", "--no-cost", "--limit", "10"]
+    code, out, _ = throughtime("window", *given, "--stop-when", "50")
+    assert code == 0
+    assert "asked: 5000%" in out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

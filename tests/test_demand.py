@@ -62,6 +62,20 @@ def test_sums_equal_the_loops_they_stand_for(way, origins, form, naive, chunk, m
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
 
 
+def test_products_of_one_order_hold_no_more_than_is_allowed(monkeypatch):
+    """However many directions both sides have."""
+    sizes, irfft = [], torch.fft.irfft
+    monkeypatch.setattr(torch.fft, "irfft", lambda x, n, **how: sizes.append(n * x[0].numel()) or irfft(x, n, **how))
+    left, right, several = random(30, 2, 8), random(30, 2, 9, seed=1), orders(2)
+    whole = lagged.by_transform(left, torch.arange(30), [right], several, lagged.PRODUCTS)
+    assert max(sizes) == 64 * 4 * 8 * 9
+    sizes.clear()
+    with lagged.at_once(64 * 8 * 2):
+        parts = lagged.by_transform(left, torch.arange(30), [right], several, lagged.PRODUCTS)
+    assert max(sizes) == 64 * 8 * 2
+    torch.testing.assert_close(parts, whole)
+
+
 def test_inner_products_between_sequences_give_the_same_statistic():
     g, u, several = random(1, 6, 4), random(7, 6, 3, seed=1), orders(6)
     arguments = (g, torch.tensor([6]), [u], several)

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from textwrap import dedent
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch import nn
 
 import throughtime as tt
 from throughtime import gates
+from throughtime.asked import Asked
 from throughtime.budget import Room, in_bytes, in_words
 from throughtime.errors import InputError
 from throughtime.explain import explain
 from throughtime.linearize import Linearization, Window
 from throughtime.order import Order
 from throughtime.reducers.initial_state import InitialState
+from throughtime.streaming.accumulate import borders, terms_of
 from throughtime.sweep import sweep
 from throughtime.trace import Trace
 
@@ -76,13 +79,26 @@ def test_portions_say_the_same_as_all_steps_at_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("said", "size"),
-    [("4GB", 4 * 10**9), ("500 MB", 5 * 10**8), ("2GiB", 2**31), ("1.5kb", 1500), (" 7 ", 7), (10**6, 10**6)],
+    [
+        ("4GB", 4 * 10**9),
+        ("500 MB", 5 * 10**8),
+        ("2GiB", 2**31),
+        ("1.5kb", 1500),
+        ("0.5GB", 5 * 10**8),
+        (".5 MiB", 2**19),
+        (" 7 ", 7),
+        (10**6, 10**6),
+        (np.int64(3), 3),
+        (np.float32(2**20), 2**20),
+    ],
 )
 def test_sizes_are_read(said, size):
     assert in_bytes(said) == size
 
 
-@pytest.mark.parametrize("said", ["", "much", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4]])
+@pytest.mark.parametrize(
+    "said", ["", "much", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4], "0.5", "9999999999GB"]
+)
 def test_what_is_no_size_is_refused(said):
     with pytest.raises(InputError, match=r"got memory=.*; expected .*'500 MB'"):
         in_bytes(said)
@@ -170,6 +186,32 @@ def test_batches_within_a_budget_and_a_run_that_goes_on_with_another(tmp_path):
     np.testing.assert_allclose(within.share, free.share, atol=1e-5)
     np.testing.assert_allclose(within.bias, free.bias, atol=1e-5)
     assert within.batches == 3
+
+
+def test_the_least_of_a_loader_does_not_grow_with_the_budget():
+    """Terms by lag take what is left beside the least, of all layers together."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(16, 128)
+    batches = [torch.randn(300, 2, 16) for _ in range(2)]
+
+    def flow(memory):
+        told = {"memory": memory, "demand": False, "stop_when": None}
+        return tt.diagnose(layer, iter(batches), lambda model, x: model(x)[0][-1].square().sum(), **told).flow
+
+    with pytest.raises(InputError) as raised:
+        flow(1000)
+    least = str(raised.value).split("at least ")[1].split(":")[0]
+    few, more = (flow(memory).layers["rnn"].tail.first_lag for memory in (least, "100MB"))
+    assert 1 <= few < more < 300
+
+
+def test_terms_of_several_layers_share_the_budget():
+    asked = Asked(memory=100 * 10**6, demand=False)
+    traces = [replace(trace(nn.LSTM(16, 128), 300), name=name) for name in ("a", "b")]
+    (alone,) = borders(traces[:1], asked, look=False).values()
+    both = borders(traces, asked, look=False)
+    assert terms_of(traces[0], alone[0]) <= 50 * 10**6
+    assert all(told[0] == alone[0] // 2 for told in both.values())
 
 
 def test_the_total_lag_of_several_layers_is_left_out_within_a_budget():

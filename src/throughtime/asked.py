@@ -67,7 +67,6 @@ class Asked:
             raise InputError(f"max_lag={most}", "a whole number of steps, 0 or more", "leave it out to tell every lag")
         if self.bias not in ("all", "horizon"):
             raise InputError(f"bias={self.bias!r}", "'all' or 'horizon'", "use 'all' for the bias at every K")
-
         if self.memory is not None:
             if self.total:
                 raise InputError(
@@ -81,8 +80,8 @@ class Asked:
         return None if self.memory is None else in_bytes(self.memory)
 
     def questions(self) -> dict[str, Any]:
-        """All that changes the answer."""
-        return {name: value for name, value in asdict(self).items() if name != "memory"}
+        """All that changes the answer by more than rounding."""
+        return {name: value for name, value in asdict(self).items() if name not in ("memory", "compile")}
 
     @property
     def method(self) -> Method | None:

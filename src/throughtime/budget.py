@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from throughtime.errors import InputError
@@ -29,13 +30,15 @@ STEP = 10_000  # bytes: the tensors of one step of a block, besides their number
 
 def in_bytes(memory: str | float) -> int:
     """Bytes of "4GB", "500 MB", "2GiB" or a number of them. Raises InputError."""
-    number, unit = memory, ""
+    size = -1.0
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", memory)
-        number, unit = (float(found[1]), found[2].lower()) if found else (-1, "")
-    if isinstance(number, bool) or not isinstance(number, int | float) or unit not in UNITS or not 1 <= number < 2**60:
+        size = float(found[1]) * UNITS.get(found[2].lower(), -1) if found else size
+    elif isinstance(memory, Real) and not isinstance(memory, bool):  # of numpy too
+        size = memory
+    if not 1 <= size < 2**60:
         raise InputError(f"memory={memory!r}", "bytes, or a text such as '4GB', '500 MB' or '2GiB'", "use memory='4GB'")
-    return int(number * UNITS[unit])
+    return int(size)
 
 
 def in_words(size: float) -> str:
@@ -100,6 +103,13 @@ def room(lin: Linearization, asked: Asked, beside: int = 0) -> Room | None:
     while entries > LEAST and fixed + needs.work(entries) > memory:
         entries //= 2
     return Room(entries, memory - fixed - needs.work(entries), needs.window, needs.logits, needs.results)
+
+
+def spare(lin: Linearization, asked: Asked, memory: int) -> int:
+    """Bytes that others may take of it beside the least, below 0 where it is smaller."""
+    needs = _Needs(lin, asked)
+    tests = PRODUCTS * chunk(memory) if asked.demand and not lin.trace.inner else 0
+    return memory - needs.fixed - needs.work(LEAST) - tests
 
 
 class _Needs:

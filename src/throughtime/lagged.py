@@ -105,7 +105,7 @@ def by_transform(left: Tensor, origins: Tensor, rights: Sequence[Tensor], orders
     length = _fast_length(2 * steps - 1)  # long enough that no lag wraps round
     left_f = torch.fft.rfft(whole, length, dim=0)
     out = left.new_zeros(len(orders), steps)
-    for part in right.split(max(1, _chunk() // (length * count)), dim=2):
+    for part in right.split(max(1, _chunk() // (length * max(count, rank))), dim=2):  # of one order there is room
         part_f = torch.fft.rfft(part, length, dim=0).conj()
         chunk = max(1, _chunk() // (length * rank * max(count, part.shape[2])))
         for some, of in zip(orders.split(chunk), out.split(chunk), strict=True):

@@ -128,6 +128,16 @@ model_options = together(
     click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the model is made."),
     file_options,
 )
+stopping_options = together(
+    click.option(
+        "--stop-when",
+        type=click.FloatRange(min=0, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="Stop reading when the gradient horizon's 95 % interval is ± this part of it, or half a step.",
+    ),
+    click.option("--all-batches", is_flag=True, help="Read on, however well the horizon is known."),
+)
 diagnosis_options = together(
     model_options,
     click.option(
@@ -140,14 +150,7 @@ diagnosis_options = together(
     ),
     click.option("--max-lag", type=click.IntRange(min=0), help="Tell no lag beyond this one apart."),
     click.option("--memory", help="What the decomposition may add, such as 500MB: it computes again what has no room."),
-    click.option(
-        "--stop-when",
-        type=click.FloatRange(min=0, min_open=True),
-        default=0.1,
-        show_default=True,
-        help="Stop reading when the gradient horizon's 95 % interval is ± this part of it, or half a step.",
-    ),
-    click.option("--all-batches", is_flag=True, help="Read on, however well the horizon is known."),
+    stopping_options,
     click.option(
         "--resume",
         type=click.Path(path_type=Path, dir_okay=False),

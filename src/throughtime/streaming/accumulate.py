@@ -2,13 +2,13 @@
 
 The flow is that of all batches joined into one (`throughtime.trace.joined`), in memory that does not grow with their number.
 The terms G(τ) are kept by lag up to where the first batch's tail begins: 8 bytes a weight and lag, up to four times (the whole,
-and blocks of batches for the intervals), and never more than `MEMORY` for a layer, nor half of `memory`. Whatever lies
-beyond stays exact in sum, as the tail; `max_lag` sets the border by hand.
+and blocks of batches for the intervals), and never more than `MEMORY` for a layer, nor half of `memory` for all. Whatever
+lies beyond stays exact in sum, as the tail; `max_lag` sets the border by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from throughtime import __version__
 from throughtime.asked import Asked
 from throughtime.books import Books, of_terms
+from throughtime.budget import spare
 from throughtime.collect import LEVELS, collect, reducers, settle_at_once
 from throughtime.errors import InputError
 from throughtime.explain import check_residual, linearized, outside
@@ -33,16 +34,23 @@ MEMORY = 2**31  # bytes that the terms of a layer may take
 BYTES = 32  # a weight and lag
 
 
-def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
+def borders(traces: Sequence[Trace], asked: Asked, look: bool = True) -> dict[str, tuple[int, bool]]:
+    """The `border` of each layer of a batch; of a budget each has the same part."""
+    allowed = MEMORY
+    if asked.budget is not None and traces:  # beside the least of the layer that needs most
+        left = min(spare(Linearization(trace, asked.derivative), asked, asked.budget) for trace in traces)
+        allowed = min(MEMORY, min(asked.budget // 2, left) // len(traces))
+    return {trace.name: border(trace, asked, look, allowed) for trace in traces}
+
+
+def border(trace: Trace, asked: Asked, look: bool = True, allowed: int | None = None) -> tuple[int, bool]:
     """How many lags to tell apart in all batches, and whether `max_lag` or memory says so: else this trace's tail does.
 
-    look: at the tail; without it only `max_lag` and memory count.
+    look: at the tail; without it only `max_lag` and memory count. allowed: bytes that the terms may take, `MEMORY` without it.
     """
     if asked.max_lag is not None:
         return asked.max_lag + 1, True
-    lin = Linearization(trace, asked.derivative, asked.compile)
-    allowed = MEMORY if asked.budget is None else min(MEMORY, asked.budget // 2)
-    most = max(1, allowed // (BYTES * sum(row.size for row in rows_of(lin))))
+    most = max(1, (MEMORY if allowed is None else allowed) // terms_of(trace, 1))
     first = None
     if look and len(trace.origins()) > 1:  # one origin alone has no tail
         with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
@@ -50,12 +58,19 @@ def border(trace: Trace, asked: Asked, look: bool = True) -> tuple[int, bool]:
     return (first, False) if first is not None and first <= most else (most, True)
 
 
-def accumulate(trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool = True, copies: int = 1) -> LayerSums:
+def terms_of(trace: Trace, told: int) -> int:
+    """Bytes that the terms of so many lags take."""
+    return BYTES * sum(row.size for row in rows_of(Linearization(trace))) * min(told, trace.steps)
+
+
+def accumulate(
+    trace: Trace, batch: int, asked: Asked, told: int, by_hand: bool = True, copies: int = 1, others: int = 0
+) -> LayerSums:
     """The sums of one batch. batch: its number, by which sums that are merged are told apart; told: lags told apart, the same
-    in all sums that are merged. copies: of each sequence in the trace, one after another, as probes make them."""
+    in all sums that are merged. copies: of each sequence in the trace, one after another, as probes make them. others: bytes
+    that the terms of other layers take."""
     with torch.no_grad(), torch.autocast(trace.x.device.type, enabled=False):
-        weights = sum(row.size for row in rows_of(Linearization(trace)))
-        lin = linearized(trace, asked, BYTES * weights * min(told, trace.steps))
+        lin = linearized(trace, asked, terms_of(trace, told) + others)
         used, terms = reducers(lin, asked), LagTerms(lin, told)
         settle_at_once(lin, [terms])
         sweep(lin, [*used.all, terms], 0, told - 1)

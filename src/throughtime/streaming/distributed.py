@@ -15,7 +15,7 @@ from torch import distributed, nn
 from throughtime.errors import InputError
 from throughtime.flow import Stream
 from throughtime.progress import Tell
-from throughtime.streaming.accumulate import border
+from throughtime.streaming.accumulate import borders
 from throughtime.streaming.engines import Job
 from throughtime.streaming.statefile import digest
 from throughtime.streaming.stream import (
@@ -68,7 +68,7 @@ def through(
         first = next(source, NOTHING)
         if not state.told and first is not NOTHING and (rank == 0 or file is not None):
             read = first_read(state, task, model, Job(rank, first, state.seed, {}), file)
-            state.told = {trace.name: border(trace, task.asked) for trace in read.traces} if rank == 0 else {}
+            state.told = borders(read.traces, task.asked) if rank == 0 else {}
         if rank == 0 and not state.told:
             raise InputError("no batch in process 0", "at least one in each process", "check the sampler")
         return first, source

@@ -24,7 +24,7 @@ from throughtime.collect import CONTRACT, LOW_PRECISION
 from throughtime.errors import InputError
 from throughtime.flow import Missing, Stream
 from throughtime.progress import Tell, quiet
-from throughtime.streaming.accumulate import accumulate, border, horizon_of
+from throughtime.streaming.accumulate import accumulate, borders, horizon_of, terms_of
 from throughtime.streaming.engines import DISTRIBUTED, ENGINES, NAMES, Calls, Job
 from throughtime.streaming.intervals import LEAST, narrow
 from throughtime.streaming.statefile import digest, load, save
@@ -136,10 +136,13 @@ class Task:
         """The sums of the traces of a batch."""
         layers = {}
         with in_batch(job.number):
+            unseen = [trace for trace in read.traces if trace.name not in job.told]
+            told = {**job.told, **borders(unseen, self.asked, look=False)}
+            takes = {trace.name: terms_of(trace, told[trace.name][0]) for trace in read.traces}
             for trace in read.traces:
-                told, by_hand = job.told.get(trace.name) or border(trace, self.asked, look=False)
-                copies = read.copies.get(trace.name, 1)
-                layers[trace.name] = accumulate(trace, job.number, self.asked, told, by_hand, copies)
+                lags, by_hand = told[trace.name]
+                copies, others = read.copies.get(trace.name, 1), sum(takes.values()) - takes[trace.name]
+                layers[trace.name] = accumulate(trace, job.number, self.asked, lags, by_hand, copies, others)
         return Measured(layers, read.names, read.reached, dict(read.notes))
 
 
@@ -371,7 +374,7 @@ def _waves(
             continue
         if not state.told:
             read = first_read(state, task, model, job, file)
-            state.told = {trace.name: border(trace, task.asked) for trace in read.traces}
+            state.told = borders(read.traces, task.asked)
             measured = task.added_up(model, read, replace(job, told=state.told))
             count_done(state, number, measured, digest(batch) if file else "", file, total, progress)
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from throughtime.cli.given import given
-from throughtime.cli.options import format_option, model_options
+from throughtime.cli.options import format_option, model_options, stopping_options
 from throughtime.cli.output import to_terminal
 
 
@@ -28,10 +28,18 @@ from throughtime.cli.output import to_terminal
     help="The truncation bias that a recommended window may have.",
 )
 @click.option("--no-cost", is_flag=True, help="Leave memory and time unmeasured.")
-@click.option("--all-batches", is_flag=True, help="Read a loader to its end, however well the horizon is known.")
+@stopping_options
 @format_option
 @click.option("--json", "form", flag_value="json", help="The same as --format json.")
-def window(windows: tuple[str, ...], level: float, no_cost: bool, all_batches: bool, form: str, **said: Any) -> None:
+def window(
+    windows: tuple[str, ...],
+    level: float,
+    no_cost: bool,
+    stop_when: float,
+    all_batches: bool,
+    form: str,
+    **said: Any,
+) -> None:
     """Which window of truncated BPTT to train MODEL with: what each loses, what it costs, and never one below the demand."""
     from throughtime.truncation.gradient import Window
 
@@ -39,8 +47,8 @@ def window(windows: tuple[str, ...], level: float, no_cost: bool, all_batches: b
     with given(**said) as it:
         from throughtime.truncation.choose import window as run
 
-        how = {"stop_when": None} if all_batches else {}
-        options = {**it.options, "windows": asked, "level": level, "cost": not no_cost, **how}
+        options = {**it.options, "windows": asked, "level": level, "cost": not no_cost}
+        options["stop_when"] = None if all_batches else stop_when
         told = run(it.model, it.batches, it.loss, progress=it.tell, **options)
     if form == "json":
         click.echo(told.to_json(indent=1))
