@@ -123,6 +123,16 @@ def test_too_little_is_told_before_the_work():
         explain([told], memory="1GB", total=True)
 
 
+def test_the_least_that_is_told_is_enough_for_all_layers():
+    layer = nn.LSTM(4, 8, bidirectional=True)
+    with tt.record(layer) as rec:
+        layer(torch.randn(120, 5, 4))[0].square().sum().backward()
+    with pytest.raises(InputError) as raised:
+        rec.flow(memory=1000)
+    least = str(raised.value).split("at least ")[1].split(":")[0]
+    assert len(rec.flow(memory=least).layers) == 2
+
+
 def test_the_least_that_is_told_is_enough():
     told = trace(nn.GRU(2, 3), 20)
     with pytest.raises(InputError) as raised:

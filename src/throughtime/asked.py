@@ -15,7 +15,7 @@ Derivative = Literal["closed", "autograd"]
 
 
 class Options(TypedDict, total=False):
-    """Keywords of `record.flow`, `throughtime.diagnose` and `throughtime.window`; their defaults are those of `Asked`.
+    """Keywords of `record.flow`, `throughtime.diagnose` and, but for memory, `throughtime.window`; defaults: `Asked`.
 
     tolerance, max_lag: when the tail begins, see `throughtime.sweep.sweep`. bias: "all", or "horizon" for only those K near
     which the bias crosses 10, 1 or .1 %. hops, signal_to_noise, demand, origin_step: left out when False. demand_method:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{i}b": base**power for power, prefix in enumerate("kmgt", 1) for i, base in (("", 1000), ("i", 1024))
 }
-MOST, LEAST = 2**17, 2**12  # entries of a block, see `throughtime.sweep`
+LEAST = 2**12  # entries of a block, see `throughtime.sweep`
 BASE = 24 * 2**20  # bytes: small tensors, buffers of libraries, what the allocator cannot give back
 PRODUCTS = 48  # bytes: of demand, for each number of a product
 STEP = 10_000  # bytes: the tensors of one step of a block, besides their numbers
@@ -54,6 +54,14 @@ def chunk(memory: int | None) -> int:
     return CHUNK if memory is None else min(CHUNK, memory // (4 * PRODUCTS))
 
 
+class BudgetError(InputError):
+    """A memory below the least of a trace, in bytes. results: of it, what remains when the work is done."""
+
+    def __init__(self, got: str, expected: str, do: str, least: int = 0, results: int = 0) -> None:
+        super().__init__(got, expected, do)
+        self.least, self.results = least, results
+
+
 @dataclass
 class Room:
     """What the analysis of a trace may keep. entries: numbers of one carry that a block may hold. left: bytes.
@@ -81,8 +89,10 @@ class Room:
 
 
 def room(lin: Linearization, asked: Asked, beside: int = 0) -> Room | None:
-    """Of a trace, None without a budget. beside: bytes that others take of it. Raises InputError where it is smaller than
+    """Of a trace, None without a budget. beside: bytes that others take of it. Raises BudgetError where it is smaller than
     the least."""
+    from throughtime.sweep import BLOCK_ENTRIES, DEVICE_ENTRIES
+
     memory = asked.budget
     if memory is None:
         return None
@@ -92,14 +102,16 @@ def room(lin: Linearization, asked: Asked, beside: int = 0) -> Room | None:
     least += min(least // 3 + 1, PRODUCTS * CHUNK) if tests else 0  # a quarter of the whole
     if memory < least:
         trace = lin.trace
-        raise InputError(
+        raise BudgetError(
             f"memory='{in_words(memory)}' for layer '{trace.name}' (T={trace.steps}, B={trace.batch}, "
             f"H={trace.hidden_size}, a loss at {needs.origins} steps)",
             f"at least {in_words(least)}: {in_words(fixed)} of rows, sums and results, the rest to work with",
             ("leave demand out (demand=False), " if tests else "") + "raise memory, or give fewer sequences at once",
+            least,
+            needs.results,
         )
     fixed += PRODUCTS * chunk(memory) if tests else 0
-    entries = MOST if lin.trace.x.device.type == "cpu" else 2**24
+    entries = BLOCK_ENTRIES if lin.trace.x.device.type == "cpu" else DEVICE_ENTRIES
     while entries > LEAST and fixed + needs.work(entries) > memory:
         entries //= 2
     return Room(entries, memory - fixed - needs.work(entries), needs.window, needs.logits, needs.results)
@@ -117,6 +129,7 @@ class _Needs:
 
     def __init__(self, lin: Linearization, asked: Asked) -> None:
         from throughtime.reducers.products import AUTOGRAD, entries, grouped
+        from throughtime.sweep import BLOCK_ENTRIES
 
         trace = lin.trace
         self.origins, self.steps, self.batch = len(trace.origins()), trace.steps, trace.batch
@@ -144,7 +157,7 @@ class _Needs:
             dense = 40 + 40 * self.origins // self.steps
             demand = dense * self.steps * self.batch * (units + inputs)
         places = 32 * min(self.steps, 512) ** 2 if asked.origin_step else 0
-        terms = self.size * (16 * total + 2 * min(2**20, max(total, MOST // self.width * total)))
+        terms = self.size * (16 * total + 2 * min(2**20, max(total, BLOCK_ENTRIES // self.width * total)))
         apart = 4 * self.size * total * self.batch if noise and many else 0
         self.results = self.steps * (8 * (4 * rows + 4 * self.batch + 40) + sequence)
         self.fixed = BASE + self.steps * (by_lag + sequence) + held + hops + demand + places + terms + apart

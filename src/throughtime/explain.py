@@ -13,7 +13,7 @@ import torch
 from throughtime import __version__
 from throughtime.asked import Asked, Options
 from throughtime.books import of_ledger
-from throughtime.budget import room
+from throughtime.budget import BudgetError, room
 from throughtime.collect import CONTRACT, LEVELS, LOW_PRECISION, collect, own_sum, reducers, settle_at_once
 from throughtime.errors import InputError, ResidualError
 from throughtime.finish import finish
@@ -88,10 +88,16 @@ def explain(
                 raise _missed(layer, batches[0].parts[0].trace.dtype)
             layers[layer.name] = layer
         reached = [replace(trace, inner=True) if trace.module == name else trace for trace in reached]
-    lins, beside = {}, 0
-    for trace in reached:  # what has no room is told before the work
-        lins[trace.name] = lin = linearized(trace, asked, beside)
-        beside += 0 if lin.room is None else lin.room.results
+    lins, beside, short = {}, 0, []
+    for trace in reached:  # what has no room is told before the work, of the layer that needs most
+        try:
+            lins[trace.name] = lin = linearized(trace, asked, beside)
+            beside += 0 if lin.room is None else lin.room.results
+        except BudgetError as error:
+            short.append(error)
+            beside += error.results
+    if short:
+        raise max(short, key=lambda error: error.least)
     for trace in reached:
 
         def tell(done: int, of: int, name: str = trace.name) -> None:
