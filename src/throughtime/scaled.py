@@ -314,14 +314,27 @@ def march(
                 rows, kept = step(turn, rows)
             told.append(kept)
         peaks = torch.stack(passed[start:]).abs().amax(-1)
-        left = (peaks[1:] > 0) & ~((peaks[1:] > 1 / RANGE) & (peaks[1:] < RANGE))
-        beyond = left.flatten(1).any(1).tolist() if len(left) else []
-        if any(beyond):
-            reach = beyond.index(True) + 1
+        alive = peaks > 0
+        beyond = _beyond(peaks, alive)
+        if beyond:
+            reach = beyond
             parts = sum(turn <= start + reach for turn, _ in before)
             turn, rows = before[parts - 1]
             del passed[turn:], told[parts - 1 - len(before) :]
         else:
             reach = min(2 * reach, longest)
-        powers += torch.where(peaks > 0, exponent, DEAD)[: len(passed) - start].unbind()
+        powers += torch.where(alive, exponent, DEAD)[: len(passed) - start].unbind()
     return passed, powers, told, rows, exponent
+
+
+def _beyond(peaks: Tensor, alive: Tensor) -> int:
+    """The first turn of a run at which a row has left `RANGE`, 0 where none has. peaks (turns, ...): the rows' largest entries,
+    alive: which are not zero."""
+    if len(peaks) == 1:
+        return 0
+    if peaks.device.type == "cpu":  # on a GPU a second look makes the host wait once more
+        low, high = torch.aminmax(torch.where(alive, peaks, 1.0))
+        if low.item() > 1 / RANGE and high.item() < RANGE:
+            return 0
+    left = (alive & ~((peaks > 1 / RANGE) & (peaks < RANGE))).flatten(1).any(1).tolist()
+    return left.index(True, 1) if True in left[1:] else 0
