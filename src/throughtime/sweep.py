@@ -27,9 +27,7 @@ from throughtime.trace import slices
 
 BLOCK_ENTRIES = 2**17  # numbers of one carry that a block may hold: it and its factors stay in cache
 DEVICE_ENTRIES = 2**24  # the same on a GPU, where few large operations are better
-PATIENCE = (
-    16  # lags between two looks, on a GPU, at whether all rows have fallen below the tolerance: the host waits for each
-)
+PATIENCE = 16  # lags between two looks, on a GPU, at whether all rows are below the tolerance: the host waits for each
 
 
 class Consumer(Protocol):
