@@ -390,20 +390,25 @@ def two_by_hand(net: Two, batches: list[tuple[Tensor, Tensor]], size: int) -> di
     return {name: value.grad for name, value in net.named_parameters()}
 
 
+def check_through(rows, net, batches):
+    """Bias and cosine of each module, and of all together, are those of loops that are really cut."""
+    whole = two_by_hand(net, batches, T)
+    for row in rows:
+        cut = two_by_hand(net, batches, row.window.k2)
+        for module in ("rnn", "middle", "top", ""):
+            names = [n for n in whole if n.startswith(module) and not n.startswith("head")]
+            g, k = (torch.cat([each[name].flatten() for name in names]) for each in (whole, cut))
+            got = row.layers[module] if module else row.whole
+            assert got.bias == pytest.approx(float((g - k).norm() / g.norm()), rel=1e-9, abs=1e-12)
+            assert got.cosine == pytest.approx(float(g @ k / g.norm() / k.norm()), rel=1e-9)
+
+
 def test_several_modules_are_told_by_the_step_run_in_chunks():
     torch.manual_seed(1)
     net, batches = Two().double(), [batch(seed) for seed in range(4)]
     told = tt.window(net, batches, square, needed_lag=4, cost=False)
     assert told.through
-    whole = two_by_hand(net, batches, T)
-    for row in told.chunks:
-        cut = two_by_hand(net, batches, row.window.k2)
-        for module, bias in {"rnn": 0.0, "middle": 0.0, "top": 0.0, "": 0.0}.items():
-            names = [n for n in whole if n.startswith(module) and not n.startswith("head")]
-            g, k = (torch.cat([each[name].flatten() for name in names]) for each in (whole, cut))
-            bias, got = float((g - k).norm() / g.norm()), row.layers[module] if module else row.whole
-            assert got.bias == pytest.approx(bias, rel=1e-9, abs=1e-12)
-            assert got.cosine == pytest.approx(float(g @ k / g.norm() / k.norm()), rel=1e-9)
+    check_through(told.chunks, net, batches)
     assert told.chunks[2].whole.low < told.chunks[2].whole.bias < told.chunks[2].whole.high
     assert any("Several recurrent modules" in reason for reason in told.reasons)
 
@@ -530,14 +535,7 @@ def test_several_modules_of_many_batches_are_told_by_the_step_run_in_chunks():
     options = {"cost": False, "demand": False, "stop_when": None}
     told = tt.window(net, batches, square, needed_lag=4, windows=[(2, 5)], **options)
     assert (told.through, told.over) == (True, "batches")
-    whole = two_by_hand(net, batches, T)
-    for row in told.chunks[::3]:
-        cut = two_by_hand(net, batches, row.window.k2)
-        for module, bias in {"rnn": 0.0, "middle": 0.0, "top": 0.0, "": 0.0}.items():
-            names = [n for n in whole if n.startswith(module) and not n.startswith("head")]
-            g, k = (torch.cat([each[name].flatten() for name in names]) for each in (whole, cut))
-            bias, got = float((g - k).norm() / g.norm()), row.layers[module] if module else row.whole
-            assert got.bias == pytest.approx(bias, rel=1e-9, abs=1e-12)
+    check_through(told.chunks[::3], net, batches)
     told_apart = {each.field: each.reason for each in told.missing}
     assert told_apart["sliding.whole"] == told_apart["pairs.whole"]
     assert "within each module" in told_apart["sliding.whole"]

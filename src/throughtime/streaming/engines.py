@@ -98,24 +98,21 @@ NAMES = (*ENGINES, DISTRIBUTED)
 
 
 def _payload(calls: Calls, dumps: Callable[[Any], bytes]) -> bytes:
-    try:
-        return dumps(calls)
-    except Exception as error:
-        raise InputError(
-            f"a model or loss that cannot be sent to another process ({type(error).__name__}: {error})",
-            "a model and a loss that can be pickled",
-            "drop open files, locks and hooks on other objects from them, or use engine='serial'",
-        ) from error
+    return _pickled(calls, dumps, "a model or loss that", "a model and a loss")
 
 
 def _packed(job: Job, dumps: Callable[[Any], bytes]) -> bytes:
+    return _pickled(job, dumps, f"batch {job.number}, which", "batches")
+
+
+def _pickled(value: Any, dumps: Callable[[Any], bytes], what: str, wanted: str) -> bytes:
     try:
-        return dumps(job)
+        return dumps(value)
     except Exception as error:
         raise InputError(
-            f"batch {job.number}, which cannot be sent to another process ({type(error).__name__}: {error})",
-            "batches that can be pickled",
-            "leave open files and locks out of them, or use engine='serial'",
+            f"{what} cannot be sent to another process ({type(error).__name__}: {error})",
+            f"{wanted} that can be pickled",
+            "drop open files, locks and hooks on other objects from them, or use engine='serial'",
         ) from error
 
 
