@@ -14,7 +14,7 @@ import throughtime as tt
 from test_accumulate import same
 from test_stream import data, error, layer, net
 from throughtime.errors import InputError
-from throughtime.streaming.stream import state_of
+from throughtime.streaming.state import state_of
 
 ROUNDING = 1e-10  # sums are added in another order
 

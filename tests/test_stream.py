@@ -28,6 +28,7 @@ from throughtime import cli
 from throughtime.errors import InputError
 from throughtime.explain import explain
 from throughtime.report.json import schema
+from throughtime.streaming import state as kept_state
 from throughtime.streaming import stream as module
 from throughtime.streaming.statefile import FORMAT, digest
 from throughtime.streaming.sums import plain
@@ -489,7 +490,7 @@ def test_states_that_do_not_fit(tmp_path, use, words):
 
 def lasting(file):
     """What a file holds, that is known to be whole."""
-    return module.load(file, module.KINDS, module.check_kept)
+    return kept_state.load(file, kept_state.KINDS, kept_state.check_kept)
 
 
 def test_no_bit_of_a_file_matters_unnoticed(tmp_path):
@@ -553,7 +554,7 @@ class Runs:
         lambda folder: [1, 2],
         lambda folder: told_as({"kind": "os"}),
         lambda folder: told_as({"kind": "Row"}),
-        lambda folder: told_as({name: {} for name in module.KINDS}),
+        lambda folder: told_as({name: {} for name in kept_state.KINDS}),
     ],
 )
 def test_files_of_strangers(tmp_path, monkeypatch, make):

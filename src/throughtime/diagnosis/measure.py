@@ -20,8 +20,9 @@ from throughtime.recording.in_series import SERIES
 from throughtime.recording.recorder import Record, record
 from throughtime.streaming.accumulate import flow_of
 from throughtime.streaming.intervals import LEAST
-from throughtime.streaming.stream import Read, Reader, Streaming, Task, in_batch, interrupted, stream
+from throughtime.streaming.stream import Streaming, interrupted, stream
 from throughtime.streaming.sums import LayerSums
+from throughtime.streaming.task import Read, Reader, Task, in_batch
 from throughtime.trace import Trace, joined
 from throughtime.training_step import Step, untouched
 from throughtime.whole.series import Series

@@ -22,7 +22,8 @@ from throughtime.errors import InputError
 from throughtime.flow import Flow
 from throughtime.progress import Tell, quiet
 from throughtime.recording.recorder import record
-from throughtime.streaming.stream import Read, Streaming
+from throughtime.streaming.stream import Streaming
+from throughtime.streaming.task import Read
 from throughtime.trace import Trace, joined
 from throughtime.whole.series import Series
 

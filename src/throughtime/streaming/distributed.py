@@ -17,18 +17,10 @@ from throughtime.flow import Stream
 from throughtime.progress import Tell
 from throughtime.streaming.accumulate import borders
 from throughtime.streaming.engines import Job
+from throughtime.streaming.state import State, state_of
 from throughtime.streaming.statefile import digest
-from throughtime.streaming.stream import (
-    WHAT,
-    Measured,
-    State,
-    Streaming,
-    Task,
-    count_done,
-    first_read,
-    same_again,
-    state_of,
-)
+from throughtime.streaming.stream import WHAT, Streaming, count_done, first_read, same_again
+from throughtime.streaming.task import Measured, Task
 from throughtime.training_step import untouched
 
 NOTHING = object()

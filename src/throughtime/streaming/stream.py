@@ -8,59 +8,32 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from throughtime import __version__
-from throughtime.asked import Asked
-from throughtime.collect import CONTRACT, LOW_PRECISION
 from throughtime.errors import InputError
-from throughtime.flow import Missing, Stream
+from throughtime.flow import Stream
 from throughtime.progress import Tell, quiet
-from throughtime.streaming.accumulate import accumulate, borders, horizon_of, terms_of
+from throughtime.streaming.accumulate import borders, horizon_of
 from throughtime.streaming.engines import DISTRIBUTED, ENGINES, NAMES, Calls, Job
 from throughtime.streaming.intervals import LEAST, narrow
-from throughtime.streaming.statefile import digest, load, save
-from throughtime.streaming.sums import LayerSums, merge
-from throughtime.trace import Trace
+from throughtime.streaming.state import State, fingerprint, like, state_of
+from throughtime.streaming.statefile import digest, save
+from throughtime.streaming.task import Measured, Read, Task
 from throughtime.training_step import untouched
-from throughtime.whole.series import Series
 
 LEVEL = 0.01  # of the gradient horizon whose interval may end a run
 LOOKS = frozenset(LEAST * size // 2 for power in range(24) for size in (2 * 2**power, 3 * 2**power))
 """Batches after which the interval is looked at: 8, 12, 16, 24, 32, …"""
 WHAT = "batches"
 AHEAD = 4  # batches a worker that are read before their results are waited for
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a batch gives: its traces, and how many copies of each sequence they hold.
-
-    names: of all layers that were recorded, reached: of those that the loss depends on. notes: field →
-    why it is missing, by layer. series, apart: the total lag by signed offset, and why none, where the whole is wanted.
-    """
-
-    traces: list[Trace]
-    names: list[str]
-    reached: list[str]
-    copies: Mapping[str, int] = field(default_factory=dict)
-    notes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    series: list[Series] = field(default_factory=list)
-    apart: tuple[Missing, ...] = ()
-
-
-class Reader(Protocol):
-    """From a batch to its traces. It is sent to other processes, and leaves the model as it was."""
-
-    def __call__(self, model: nn.Module, number: int, batch: Any, whole: bool = False) -> Read: ...
 
 
 @dataclass(frozen=True)
@@ -85,211 +58,6 @@ class Streaming:
             )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers={self.workers}", "1 or more", "leave it out to use every core")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The sums of some batches. names, reached, notes: see `Read`. beside: what else a task gathers, which adds up; no file
-    keeps it."""
-
-    layers: dict[str, LayerSums]
-    names: list[str]
-    reached: list[str]
-    notes: dict[str, Mapping[str, str]]
-    beside: Any = None
-
-    def __add__(self, other: Measured) -> Measured:
-        both = {
-            name: merge(self.layers[name], other.layers[name])
-            if name in self.layers and name in other.layers
-            else self.layers.get(name) or other.layers[name]
-            for name in dict.fromkeys((*self.layers, *other.layers))
-        }
-        return Measured(
-            both,
-            list(dict.fromkeys((*self.names, *other.names))),
-            list(dict.fromkeys((*self.reached, *other.reached))),
-            {**other.notes, **self.notes},
-            None if self.beside is None or other.beside is None else self.beside + other.beside,
-        )
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is done with a batch. The job's `told`: layer → lags told apart, and whether by hand; see `border`."""
-
-    reader: Reader
-    asked: Asked
-
-    def read(self, model: nn.Module, job: Job, seeded: bool = False) -> Read:
-        """Forward and backward, with random numbers of the batch's own; the first has those that were found, if not seeded."""
-        with untouched(model):
-            if job.number or seeded:
-                torch.manual_seed((job.seed + job.number) % 2**63)
-            with in_batch(job.number):
-                return self.reader(model, job.number, job.batch)
-
-    def __call__(self, model: nn.Module, job: Job) -> tuple[int, Measured]:
-        return job.number, self.added_up(model, self.read(model, job), job)
-
-    def added_up(self, model: nn.Module, read: Read, job: Job) -> Measured:
-        """The sums of the traces of a batch."""
-        layers = {}
-        with in_batch(job.number):
-            unseen = [trace for trace in read.traces if trace.name not in job.told]
-            told = {**job.told, **borders(unseen, self.asked, look=False)}
-            takes = {trace.name: terms_of(trace, told[trace.name][0]) for trace in read.traces}
-            for trace in read.traces:
-                lags, by_hand = told[trace.name]
-                copies, others = read.copies.get(trace.name, 1), sum(takes.values()) - takes[trace.name]
-                layers[trace.name] = accumulate(trace, job.number, self.asked, lags, by_hand, copies, others)
-        return Measured(layers, read.names, read.reached, dict(read.notes))
-
-
-@contextmanager
-def in_batch(number: int) -> Iterator[None]:
-    """Errors say which batch it was."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{error.got}, in batch {number}", error.expected, error.do) from error
-    except Exception as error:
-        error.add_note(f"This was batch {number}, the first being 0.")
-        raise
-
-
-@dataclass
-class State:
-    """What a run knows, and its file keeps. of: see `_run`. rng: random state at the beginning, so that a loader shuffles
-    again as it did. first: of the first batch, see `fingerprint`; empty where it differs from run to run."""
-
-    asked: Asked
-    of: dict[str, str]
-    seed: int
-    rng: torch.Tensor
-    told: dict[str, tuple[int, bool]] = field(default_factory=dict)
-    digests: dict[int, str] = field(default_factory=dict)
-    measured: Measured | None = None
-    first: dict[str, list[float]] = field(default_factory=dict)
-
-    @property
-    def done(self) -> int:
-        return len(self.digests)
-
-    def add(self, number: int, measured: Measured, told: str) -> None:
-        self.measured = measured if self.measured is None else self.measured + measured
-        self.digests[number] = told
-
-    def to_dict(self) -> dict[str, Any]:
-        kept = {name: list(value) for name, value in self.told.items()}
-        assert self.measured is not None
-        return {
-            "asked": self.asked.questions(),
-            "of": self.of,
-            "seed": self.seed,
-            "rng": self.rng,
-            "told": kept,
-            "digests": self.digests,
-            "first": self.first,
-            **{name: getattr(self.measured, name) for name in MEASURED},
-        }
-
-
-MEASURED: dict[str, Any] = {
-    "layers": dict[str, LayerSums],
-    "names": list[str],
-    "reached": list[str],
-    "notes": dict[str, dict[str, str]],
-}
-KINDS: dict[str, Any] = MEASURED | {
-    "asked": dict[str, Any],
-    "of": dict[str, str],
-    "seed": int,
-    "rng": torch.Tensor,
-    "told": dict[str, list[int | bool]],
-    "digests": dict[int, str],
-    "first": dict[str, list[float]],
-}
-"""Of what a file keeps, by name."""
-
-
-def check_kept(kept: dict[str, Any]) -> None:
-    """Raise ValueError where the parts of a file do not fit together, RuntimeError and TypeError where numbers are none."""
-    torch.Generator().set_state(kept["rng"])
-    layers: dict[str, LayerSums] = kept["layers"]
-    batches = {number for sums in layers.values() for number in sums.batches}
-    if not batches or batches != kept["digests"].keys():
-        raise ValueError("other batches are counted than added up")
-    if any(len(each) != 2 for each in kept["told"].values()) or any(len(each) != 16 for each in kept["first"].values()):
-        raise ValueError("lists of another length")
-    if any(sums.steps != sums.scaled("entering.squares").exponent.shape[-1] for sums in layers.values()):
-        raise ValueError("another number of steps")
-
-
-def state_of(model: nn.Module, task: Task, file: Path | None, rng: torch.Tensor, processes: int = 1) -> State:
-    """The state in the file where there is one, of a run of the same model and options; else that of a new run."""
-    found, asked = None if file is None else load(file, KINDS, check_kept), task.asked
-    of = {} if file is None else _run(model, task.reader, processes)
-    if found is None:
-        return State(asked, of, int(digest(rng), 16) >> 2, rng)
-    for name, value in of.items():
-        if found["of"].get(name) != value:
-            raise InputError(
-                f"{file}, the state of a run with another {name}",
-                "the same model, layers, kind of loss and number of processes as in that run",
-                "name another file: one for each model, checkpoint and question",
-            )
-    if found["asked"] != asked.questions():
-        differ = ", ".join(name for name, value in asked.questions().items() if found["asked"].get(name) != value)
-        raise InputError(
-            f"{file}, the state of a run with other options: {differ}", "the options of that run", "name another file"
-        )
-    told = {name: (int(border[0]), bool(border[1])) for name, border in found["told"].items()}
-    measured = Measured(**{name: found[name] for name in MEASURED})
-    return State(asked, of, found["seed"], found["rng"], told, found["digests"], measured, found["first"])
-
-
-def _run(model: nn.Module, reader: Reader, processes: int) -> dict[str, str]:
-    """What has to be the same for a run to go on, by name."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    modes = [(name, module.training) for name, module in model.named_modules()]
-    return {
-        "model": digest([tensors, modes]),
-        "kind of loss": type(reader).__name__,
-        "choice of layers": repr(getattr(reader, "layers", None)),
-        "number of processes": str(processes),  # by which batches are numbered
-        "number of directions to probe": str(getattr(reader, "batches", None)),
-        "version of throughtime": __version__,
-    }
-
-
-def fingerprint(read: Read) -> dict[str, list[float]]:
-    """By layer, what its sums are made of, in numbers that two runs can compare: of input, states and entering gradient the
-    norm and four random projections, whose differences tell how far one is from another (Johnson & Lindenstrauss 1984); before
-    them, what rounding may make of it.
-    """
-    out = {}
-    for trace in read.traces:
-        found = [CONTRACT.get(trace.dtype, LOW_PRECISION)]
-        for value in (trace.x, trace.carries, trace.gradient):
-            flat = value.detach().double().cpu().flatten()
-            generator = torch.Generator().manual_seed(len(flat))
-            ways = (torch.randn(flat.shape, generator=generator, dtype=flat.dtype) for _ in range(4))
-            found += [float(flat.norm()), *(float(flat @ way) for way in ways)]
-        out[trace.name] = found
-    return out
-
-
-def like(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> bool:
-    """Whether two fingerprints are those of one and the same computation, to its rounding."""
-    if one.keys() != other.keys():
-        return False
-    for name, told in one.items():
-        a, b = (torch.tensor(each[1:], dtype=torch.float64).reshape(3, -1) for each in (told, other[name]))
-        apart = (a[:, 1:] - b[:, 1:]).square().mean(1).sqrt()
-        if not bool((apart <= told[0] * torch.maximum(a[:, 0], b[:, 0])).all()):
-            return False
-    return True
 
 
 def stream(

@@ -17,8 +17,8 @@ from throughtime.cells.cell import Tensors
 from throughtime.errors import InputError
 from throughtime.linearize import Linearization
 from throughtime.streaming.engines import Job
-from throughtime.streaming.stream import Measured, Read, Task
 from throughtime.streaming.sums import added
+from throughtime.streaming.task import Measured, Read, Task
 from throughtime.trace import Trace
 from throughtime.training_step import untouched
 from throughtime.truncation.gradient import Window, truncated, unit_of
